@@ -1,0 +1,47 @@
+# make demo: set up, and compare the strategies on the embedded digits.   make test: set up, and run the tests.
+# Both need nothing but Python 3.11 or newer; they make a virtual environment in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check format bench golden clean
+
+demo: $(VENV)/ready
+	$(BIN)/sparsync compare
+
+test: $(VENV)/ready-dev
+	$(BIN)/pytest -n 2 --dist worksteal
+
+check: $(VENV)/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/ready-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Speed and memory, side by side with the physical limit: ratios, printed. Takes some minutes.
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/simulator.py
+	$(BIN)/python benchmarks/monitors.py
+	$(BIN)/python benchmarks/memory.py
+
+# Rewrite the golden fixtures; look at the difference before you commit it.
+golden: $(VENV)/ready-dev
+	SPARSYNC_WRITE_GOLDEN=1 $(BIN)/pytest -q tests/golden
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sparsync needs Python 3.11 or newer: make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,6 @@
+"""``python -m sparsync`` is ``sparsync``."""
+
+from sparsync.cli import main
+
+if __name__ == "__main__":
+    main()

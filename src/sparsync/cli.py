@@ -1,0 +1,190 @@
+"""The command line: compare, resume, report, list."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sparsync.errors import Interrupted, SparsyncError, UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Distributed deep learning that communicates only when, what and with whom it must.",
+)
+
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's is one line on standard error and a non-zero exit."""
+    with _reported():
+        app()
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as stop:
+        _say(str(stop))
+        sys.exit(INTERRUPTED)
+    except SparsyncError as error:
+        _say(f"sparsync: {error}")
+        sys.exit(MISTAKE if isinstance(error, UsageError) else FAILED)
+    except KeyboardInterrupt:
+        _say("sparsync: stopped")
+        sys.exit(INTERRUPTED)
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
+
+
+@app.command()
+def compare(
+    experiment: Annotated[Path | None, typer.Argument(help="An experiment file (TOML). Flags override it.")] = None,
+    data: Annotated[str | None, typer.Option(help="Dataset, as in `sparsync list`. Default: digits.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder (or file) that holds the dataset.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model, or package.module:function. Default: mlp.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Who holds which samples. Default: iid.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Number of workers, K. Default: 10.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per worker and step. Default: 32.")] = None,
+    batches: Annotated[str | None, typer.Option(help="epochs (shuffled passes) or draws. Default: epochs.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="Each worker's optimiser. Default: adam.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Learning-rate schedule. Default: constant.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Local steps per worker, at most. Default: 1000.")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations. Default: 20.")] = None,
+    target: Annotated[float | None, typer.Option(help="Test accuracy to exceed, e.g. 0.985.")] = None,
+    stop_at_target: Annotated[
+        bool | None, typer.Option("--stop-at-target/--no-stop-at-target", help="End a run at the target. Default: yes.")
+    ] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="Strategy spec, or label=spec; repeat for more. Default: a selection.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Repeat with seeds 0 to n-1; mean and spread are reported.")] = None,
+    topology: Annotated[str | None, typer.Option(help="ring or star. Default: ring.")] = None,
+    precision: Annotated[str | None, typer.Option(help="How models travel on a star. Default: as they are.")] = None,
+    buffers: Annotated[str | None, typer.Option(help="BatchNorm statistics: average or local.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64. Default: float32.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where models live, e.g. cuda. Default: cpu.")] = None,
+    processes: Annotated[
+        str | None, typer.Option(help="Processes that share the workers, or auto: one per core. Default: auto.")
+    ] = None,
+    save_seconds: Annotated[float | None, typer.Option(help="Seconds between checkpoints. Default: 30.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results. Default: the next free runs/NAME-N.")
+    ] = None,
+) -> None:
+    """Train one task under several strategies, and compare what each cost for the accuracy it reached."""
+    from sparsync import comparison
+    from sparsync.experiment import build, read
+
+    flags: dict[str, Any] = {
+        "data": data,
+        "data_root": data_root,
+        "model": model,
+        "partition": partition,
+        "workers": workers,
+        "batch_size": batch_size,
+        "batches": batches,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "steps": steps,
+        "eval_every": eval_every,
+        "target": target,
+        "stop_at_target": stop_at_target,
+        "strategies": strategy or None,
+        "seeds": seeds,
+        "topology": topology,
+        "precision": precision,
+        "buffers": buffers,
+        "dtype": dtype,
+        "device": device,
+        "processes": int(processes) if processes and processes.isdigit() else processes,
+        "save_seconds": save_seconds,
+    }
+    settings = read(experiment) if experiment else {}
+    settings.update({key: value for key, value in flags.items() if value is not None})
+    made = build(settings, str(experiment) if experiment else "")
+    folder = out or _next_free(experiment.stem if experiment else made.data.partition(":")[0])
+    _finish(folder, comparison.compare(made, folder, watch))
+
+
+@app.command()
+def resume(folder: Annotated[Path, typer.Argument(help="Folder of an interrupted or killed run.")]) -> None:
+    """Go on with a run where its last checkpoint is; the end is the same, bit for bit."""
+    from sparsync import comparison
+
+    _finish(folder, comparison.resume(folder, watch))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a run, complete or not.")]) -> None:
+    """Draw the figures and write report.html again, from what the folder holds."""
+    _finish(folder, None)
+
+
+@app.command("list")
+def list_() -> None:
+    """Show strategies, models, datasets, partitions, optimisers and schedules with their parameters and defaults."""
+    from sparsync.peers import STRATEGIES
+    from sparsync.task import DATASETS, MODELS, PARTITIONS
+    from sparsync.workers import OPTIMIZERS, SCHEDULES
+
+    console = Console()
+    registries: list[Any] = [STRATEGIES, MODELS, DATASETS, PARTITIONS, OPTIMIZERS, SCHEDULES]
+    for registry in registries:
+        console.print(f"\n{registry.kind}s", style="bold")
+        for name, entry in sorted(registry.entries.items()):
+            parameters = ", ".join(str(parameter) for parameter in entry.parameters)
+            console.print(
+                f"  {name}{':' if parameters else ''} {parameters}  {entry.summary}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def watch(experiment: Any) -> Any:
+    """Return the live table of an experiment."""
+    from sparsync.reporting.live import LiveTable
+
+    return LiveTable(experiment.steps, len(experiment.seeds) > 1)
+
+
+def _next_free(name: str) -> Path:
+    taken = {path.name for path in Path("runs").glob(f"{name}-*")}
+    return Path("runs") / next(f"{name}-{n}" for n in range(1, len(taken) + 2) if f"{name}-{n}" not in taken)
+
+
+def _finish(folder: Path, summary: dict[str, Any] | None) -> None:
+    """Print the table, draw the figures, write the report; a strategy that failed makes the exit non-zero."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from sparsync.reporting import draw, load, table, write
+
+    run = load(folder)
+    draw(run, folder)
+    Console().print(table(run))
+    page = write(folder)
+    print(f"report: {page}")
+    failed = [one for one in (summary or {}).get("results", []) if one["error"]]
+    for one in failed:
+        print(f"sparsync: {one['label']} (seed {one['seed']}): {one['error']}", file=sys.stderr)
+    if failed:
+        sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

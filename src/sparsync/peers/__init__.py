@@ -1,0 +1,9 @@
+"""Equals that average: every-step and fixed-period averaging, and FDA."""
+
+from sparsync.peers.contract import PeerState, PeerStrategy
+from sparsync.peers.fda import FDA
+from sparsync.peers.local_sgd import LocalSGD
+from sparsync.peers.registry import STRATEGIES
+from sparsync.peers.synchronous import Synchronous
+
+__all__ = ["FDA", "STRATEGIES", "LocalSGD", "PeerState", "PeerStrategy", "Synchronous"]

@@ -1,0 +1,49 @@
+"""The contract of strategies among peers: what a user chooses, and what happens in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sparsync.workers import Fleet
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """What an earlier run of the same comparison did, for strategies that follow it."""
+
+    steps: int
+    syncs: int
+
+    @property
+    def period(self) -> int:
+        """Mean local steps per averaging, rounded; all steps if there was none."""
+        return max(1, round(self.steps / max(1, self.syncs)))
+
+
+class PeerState(Protocol):
+    """A strategy in a run. What it changes is all in its `state_dict`.
+
+    A strategy that must see the gradients between backward and optimiser step also has a method
+    ``gradients(fleet)``, called when all workers have them (see `Synchronous`).
+    """
+
+    def local_steps(self, fleet: Fleet) -> int | Sequence[int]:
+        """How long workers train on their own, from now: one number, or one per worker (K,)."""
+
+    def exchange(self, fleet: Fleet) -> None:
+        """What they then say to each other."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes during a run: tensors, numbers, strings, in nested dicts and lists."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+
+
+class PeerStrategy(Protocol):
+    """What the user chooses: frozen, and able to serve many runs."""
+
+    def start(self, fleet: Fleet) -> PeerState:
+        """Begin a run. The workers already hold the common first model."""

@@ -1,0 +1,110 @@
+"""What a person sees while a comparison runs: one line per strategy and seed, live."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from sparsync.reporting.units import human_bytes
+
+_PLAIN_EVERY = 10.0  # seconds between two lines where the output is no terminal
+
+
+class LiveTable:
+    """Step, accuracy, bytes and syncs of every strategy as it trains. A context manager.
+
+    Parameters
+    ----------
+    total_steps : int
+        Steps per strategy, at most.
+    several_seeds : bool
+        Whether lines name their seed.
+    console : Console, optional
+        Where to write. Default: standard error, so that results can be piped.
+    """
+
+    def __init__(self, total_steps: int, several_seeds: bool, console: Console | None = None) -> None:
+        self.total_steps = total_steps
+        self.several_seeds = several_seeds
+        self.console = console or Console(stderr=True)
+        self.rows: dict[tuple[str, int], dict[str, Any]] = {}
+        self._live: Live | None = None
+        self._shown = 0.0
+
+    def __enter__(self) -> LiveTable:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, refresh_per_second=8, get_renderable=self._table, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def started(self, label: str, seed: int, step: int) -> None:
+        """A strategy begins, or goes on at `step`."""
+        self.rows[label, seed] = {"step": step, "accuracy": None, "bytes": 0, "syncs": 0, "state": "trains"}
+        if step and self._live is None:
+            self.console.print(f"{self._name(label, seed)}: resumed at step {step}", markup=False, highlight=False)
+
+    def stepped(self, label: str, seed: int, step: int, syncs: int, nbytes: int) -> None:
+        """It has taken steps."""
+        self.rows[label, seed].update(step=step, syncs=syncs, bytes=nbytes)
+
+    def moved(self, label: str, seed: int, line: dict[str, Any]) -> None:
+        """It was evaluated."""
+        self.rows[label, seed].update(accuracy=line["accuracy"], bytes=line["bytes"], syncs=line["syncs"])
+        if self._live is None and time.monotonic() - self._shown > _PLAIN_EVERY:
+            self._shown = time.monotonic()
+            self._say(label, seed, line["step"])
+
+    def finished(self, result: dict[str, Any]) -> None:
+        """It is done, or has failed."""
+        key = result["label"], result["seed"]
+        state = "failed" if result["error"] else "reached" if result["reached"] else "done"
+        self.rows[key].update(
+            step=result["steps"], accuracy=result["accuracy"], bytes=result["bytes"]["total"], state=state
+        )
+        if self._live is None:
+            self._say(*key, result["steps"], state)
+        if result["error"]:
+            self.console.print(f"{self._name(*key)}: {result['error']}", markup=False, highlight=False)
+
+    def _name(self, label: str, seed: int) -> str:
+        return f"{label} (seed {seed})" if self.several_seeds else label
+
+    def _say(self, label: str, seed: int, step: int, state: str = "") -> None:
+        row = self.rows[label, seed]
+        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
+        self.console.print(
+            f"{self._name(label, seed)}: step {step}, accuracy {accuracy}, {human_bytes(row['bytes'])}, "
+            f"{row['syncs']} syncs{', ' + state if state else ''}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _table(self) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("strategy", overflow="fold")
+        for heading in ("step", "accuracy", "bytes", "syncs", ""):
+            table.add_column(heading, justify="right")
+        shown = list(self.rows.items())[-20:]
+        for (label, seed), row in shown:
+            accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
+            table.add_row(
+                self._name(label, seed),
+                f"{row['step']}/{self.total_steps}",
+                accuracy,
+                human_bytes(row["bytes"]),
+                str(row["syncs"]),
+                row["state"],
+            )
+        return table

@@ -1,0 +1,153 @@
+"""The comparison as a table: for the terminal (rich) and for a README (Markdown)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sparsync.reporting.history import Run
+from sparsync.reporting.summary import Row, cheapest, rows
+from sparsync.reporting.units import NOTHING, Spread, human_bytes, human_percent, human_seconds, plain
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["cell", "human_bytes", "human_percent", "human_seconds", "markdown", "syncs_title", "table"]
+
+
+def table(run: Run) -> Table:
+    """Return the comparison for a terminal of at least 100 columns.
+
+    Parameters
+    ----------
+    run : Run
+        What :func:`sparsync.reporting.load` read.
+
+    Returns
+    -------
+    rich.table.Table
+        One row per strategy; with several seeds, the spread stands below each mean. A star marks the strategy that
+        needed the fewest bytes to the target among those that reached it with every seed.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    summary = rows(run)
+    best = cheapest(summary)
+    goal = run.target is not None
+    made = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    made.add_column("Strategy", overflow="fold")                 # the one column that gives way
+    made.add_column("Accuracy", justify="right", no_wrap=True)
+    made.add_column("Steps", justify="right", no_wrap=True)
+    made.add_column(syncs_title(summary).replace("/", "/\n"), justify="right", no_wrap=True)
+    made.add_column("Bytes\nwire", justify="right", no_wrap=True)
+    made.add_column("Bytes\npaper", justify="right", no_wrap=True)
+    if goal:
+        made.add_column("Bytes to\ntarget", justify="right", no_wrap=True)
+        made.add_column("Virtual\ntime", justify="right", no_wrap=True)
+        made.add_column("Target\nmet", justify="right", no_wrap=True)
+    made.add_column("Wall", justify="right", no_wrap=True)
+    for row in summary:
+        marked = row is best
+        cells = [
+            _stacked(row.accuracy, "percent"),
+            _stacked(row.steps, "count"),
+            _stacked(row.syncs, "count"),
+            _stacked(row.bytes.get("total"), "bytes"),
+            _stacked(row.paper_bytes.get("total"), "bytes"),
+        ]
+        if goal:
+            cells.append(_stacked(row.bytes_to_target, "bytes", star=marked))
+            cells.append(_stacked(row.seconds_to_target, "seconds"))
+            cells.append(f"{row.reached}/{row.seeds}")
+        cells.append(_stacked(row.wall_seconds, "seconds"))
+        name = "\n".join(_wrapped(row.label, 24))
+        if row.failures:
+            name += f"\n{len(row.failures)} of {row.seeds} failed"
+        style = "bold green" if marked else "yellow" if row.failures else ""
+        made.add_row(Text(name, style), *(Text(text, "bold green" if marked else "") for text in cells))
+    notes = []
+    if best is not None and len(summary) > 1:
+        notes.append("* fewest bytes to the target, reached with every seed")
+    if len(run.seeds) > 1:
+        notes.append(f"± sample standard deviation over {len(run.seeds)} seeds; (n/m): mean over only n of m seeds")
+    if notes:
+        made.caption = Text("\n".join(notes), "dim")
+        made.caption_justify = "left"
+    return made
+
+
+def markdown(run: Run) -> str:
+    """Return the comparison as a Markdown table, as a README shows it; the best bytes to the target are bold."""
+    summary = rows(run)
+    best, goal = cheapest(summary), run.target is not None
+    head = ["Strategy", "Accuracy", "Steps", syncs_title(summary), "Bytes (wire)", "Bytes (paper)"]
+    if goal:
+        head += [f"Bytes to {human_percent(run.target or 0.0)}", "Virtual time to target", "Reached"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" + "---:|" * (len(head) - 1)]
+    for row in summary:
+        cells = [
+            _code(row.label),
+            cell(row.accuracy, "percent"),
+            cell(row.steps, "count"),
+            cell(row.syncs, "count"),
+            cell(row.bytes.get("total"), "bytes"),
+            cell(row.paper_bytes.get("total"), "bytes"),
+        ]
+        if goal:
+            target = cell(row.bytes_to_target, "bytes")
+            cells += [f"**{target}**" if row is best else target, cell(row.seconds_to_target, "seconds")]
+            cells.append(f"{row.reached}/{row.seeds}")
+        if row.failures:
+            cells[0] += f" ({len(row.failures)} of {row.seeds} failed)"
+        lines.append("| " + " | ".join(cells) + " |")
+    if len(run.seeds) > 1:
+        note = f"± is the sample standard deviation over {len(run.seeds)} seeds; (n/m): a mean over only n of m."
+        lines += ["", note]
+    return "\n".join(lines) + "\n"
+
+
+def cell(spread: Spread | None, kind: str) -> str:
+    """Write mean and spread; a mean over only some of the seeds says so: ``1.23 ± 0.04 GB (2/3)``."""
+    if spread is None:
+        return NOTHING
+    return plain(spread, kind) + ("" if spread.complete else f" ({spread.count}/{spread.of})")
+
+
+def syncs_title(summary: Sequence[Row]) -> str:
+    """Name the column of averagings after what the strategies do."""
+    found = {row.in_rounds for row in summary}
+    return "Rounds" if found == {True} else "Syncs" if found <= {False} else "Syncs/rounds"
+
+
+def _stacked(spread: Spread | None, kind: str, star: bool = False) -> str:
+    if spread is None:
+        return NOTHING
+    mean, _, deviation = plain(spread, kind, separator="\n±").partition("\n")
+    unit = deviation.rpartition(" ")[2] if " " in deviation else ""
+    text = f"{mean} {unit}".strip() + (" *" if star else "")
+    if deviation:
+        text += "\n" + deviation.removesuffix(f" {unit}")
+    return text + ("" if spread.complete else f"\n({spread.count}/{spread.of})")
+
+
+def _wrapped(label: str, width: int) -> list[str]:
+    """Break a spec after ``:`` and ``,`` where that helps, and anywhere where it must."""
+    lines = [""]
+    for piece in re.split(r"(?<=[:,])", "".join(c if c.isprintable() else "?" for c in label)):
+        while len(piece) > width:
+            room = width - len(lines[-1])
+            lines[-1] += piece[:room]
+            piece = piece[room:]
+            lines.append("")
+        if len(lines[-1]) + len(piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line for line in lines if line] or ["?"]
+
+
+def _code(label: str) -> str:
+    text = "".join(c if c.isprintable() else "?" for c in label).replace("`", "'").replace("|", "\\|")
+    return f"`{text}`"

@@ -1,0 +1,50 @@
+"""The virtual clock: what a run would have taken on its profile's devices and links, not on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsync.system.profile import Profile
+
+
+class Clock:
+    """Virtual seconds of every worker.
+
+    Local steps advance each worker on its own; an exchange is a barrier, which waits for the slowest, and then takes
+    its messages' latencies and its bytes' time on the link.
+
+    Attributes
+    ----------
+    times : array of float64, (K,)
+        When each worker is ready, in virtual seconds.
+    """
+
+    def __init__(self, workers: int, profile: Profile) -> None:
+        self.profile = profile
+        self.times = np.zeros(workers, np.float64)
+
+    @property
+    def now(self) -> float:
+        """When the last worker is ready, in virtual seconds."""
+        return float(self.times.max())
+
+    def compute(self, steps: int | Sequence[int]) -> None:
+        """Every worker takes its local steps."""
+        self.times += np.asarray(steps, np.float64) * self.profile.step_seconds
+
+    def exchange(self, messages: int, serial_bytes: int) -> None:
+        """All workers wait for one another, then exchange."""
+        took = messages * self.profile.latency + serial_bytes / self.profile.bandwidth
+        self.times[:] = self.times.max() + took
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the workers' times, for a checkpoint."""
+        return {"times": torch.from_numpy(self.times.copy())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.times = state["times"].numpy().copy()

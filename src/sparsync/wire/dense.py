@@ -1,0 +1,85 @@
+"""The dense codec: every number of a vector, in float32, bfloat16 or float16 (or float64, for exact tests)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsync.errors import PayloadError
+from sparsync.wire.payload import HEADER_BYTES, pack, unpack
+
+Precision = Literal["float32", "bfloat16", "float16", "float64"]
+
+_DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+_NUMBERS = {name: number for number, name in enumerate(_DTYPES)}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Vector to bytes and back, one number after the other.
+
+    Attributes
+    ----------
+    precision : {"float32", "bfloat16", "float16", "float64"}
+        How a number travels. float32 is exact for float32 models; bfloat16 keeps 8 significant bits, float16 keeps 11
+        but overflows beyond 65,504.
+    """
+
+    precision: Precision = "float32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return _DTYPES[self.precision]
+
+    def nbytes(self, numel: int) -> int:
+        """Length of ``encode(x)`` for a vector of `numel` numbers, header included."""
+        return HEADER_BYTES + numel * self.dtype.itemsize
+
+    def round(self, x: Tensor) -> Tensor:
+        """What the receiver of ``encode(x)`` will hold: `x` in this precision, in its own dtype again."""
+        return x if x.dtype == self.dtype else x.to(self.dtype).to(x.dtype)
+
+    def encode(self, x: Tensor) -> bytes:
+        """Encode a vector of any shape, flattened."""
+        raw = x.detach().reshape(-1).to("cpu", self.dtype).contiguous().view(torch.uint8).numpy()
+        return pack(_NUMBERS[self.precision], memoryview(raw.data))
+
+    def decode(self, payload: bytes | memoryview, numel: int, *, finite: bool = False) -> Tensor:
+        """Decode a vector.
+
+        Parameters
+        ----------
+        payload : bytes
+            What arrived.
+        numel : int
+            How many numbers the receiver expects.
+        finite : bool
+            Refuse NaN and infinity. Default: let them pass, as encoded.
+
+        Returns
+        -------
+        Tensor
+            Of shape (numel,), float32 (float64 for float64).
+
+        Raises
+        ------
+        PayloadError
+            If the message is damaged, of another codec, or not of this length.
+        """
+        body = unpack(payload, _NUMBERS[self.precision], numel * self.dtype.itemsize)
+        if len(body) != numel * self.dtype.itemsize:
+            raise PayloadError(f"payload: {len(body)} bytes of {self.precision}, expected {numel} numbers")
+        raw = torch.from_numpy(np.frombuffer(body, dtype=np.uint8).copy())
+        x = raw.view(self.dtype).to(torch.float64 if self.precision == "float64" else torch.float32)
+        if finite and not bool(torch.isfinite(x).all()):
+            raise PayloadError("payload: holds NaN or infinity; its sender diverged")
+        return x

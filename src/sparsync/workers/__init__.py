@@ -1,0 +1,10 @@
+"""Who learns: the layout and arena of models, local training, and the fleet."""
+
+from sparsync.workers.fleet import Fleet
+from sparsync.workers.group import Alone, Group
+from sparsync.workers.layout import Arena, Layout
+from sparsync.workers.optimizers import OPTIMIZERS
+from sparsync.workers.schedules import SCHEDULES
+from sparsync.workers.training import LocalTraining
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "Alone", "Arena", "Fleet", "Group", "Layout", "LocalTraining"]

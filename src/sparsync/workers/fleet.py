@@ -1,0 +1,269 @@
+"""K workers, of which this process hosts some; what they say to each other is averaged here, and booked.
+
+A strategy reaches the workers only through its fleet. It cannot tell whether all K of them live in this process, or
+one, and so what is simulated is what is deployed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsync.errors import DivergedError, UsageError
+from sparsync.randomness import generator
+from sparsync.system import Clock, Profile
+from sparsync.wire import Dense, Ledger, Ring, Topology
+from sparsync.wire.dense import Precision
+from sparsync.wire.ledger import Kind
+from sparsync.workers.group import Alone, Group, share
+from sparsync.workers.layout import Arena
+
+BuffersPolicy = Literal["average", "local"]
+
+_ARENA_PRECISION: dict[torch.dtype, Precision] = {torch.float32: "float32", torch.float64: "float64"}
+_NOBODY = 2**62
+
+
+class Fleet:
+    """K workers as rows.
+
+    Parameters
+    ----------
+    arena : Arena
+        The rows that this process hosts.
+    workers : int
+        K, over all processes.
+    seed : int
+        Seed of the run.
+    group : Group
+        The processes. Default: this one alone.
+    topology : Topology
+        Who is linked to whom. Default: a ring.
+    precision : str, optional
+        How models and gradients travel to and from a server. Default: as the arena holds them, which is also what a
+        ring moves.
+    profile : Profile
+        Devices and links, for the virtual clock.
+    buffers : {"average", "local"}
+        Whether averaging models averages their floating-point buffers too (booked), or leaves each worker its own.
+    samples : sequence of int, optional
+        Samples per worker, (K,), for strategies that weight by them.
+
+    Attributes
+    ----------
+    params, grads : Tensor, (k, d)
+        Parameters and gradients of the workers here; modules hold views, so write in place.
+    rows : range
+        Which workers those are.
+    ledger : Ledger
+        What has been sent.
+    clock : Clock
+        What time it would be on the profile's devices.
+    syncs : int
+        How often models (or gradients) have been averaged.
+    journal : list of dict, or None
+        Where `record` writes; None: nowhere.
+    readouts : bool
+        Whether an experimenter watches, so that strategies may compute, unbooked, what only a reader will need.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        workers: int,
+        *,
+        seed: int = 0,
+        group: Group | None = None,
+        topology: Topology | None = None,
+        precision: Precision | None = None,
+        profile: Profile | None = None,
+        buffers: BuffersPolicy = "average",
+        samples: Sequence[int] | None = None,
+    ) -> None:
+        self.arena = arena
+        self.workers = workers
+        self.seed = seed
+        self.group: Group = group or Alone()
+        self.topology: Topology = topology or Ring()
+        self.buffers_policy = buffers
+        self.samples = samples
+        self.rows = share(workers, self.group.size, self.group.rank)
+        native = _ARENA_PRECISION[arena.params.dtype]
+        if precision not in (None, native) and self.topology.name == "ring":
+            raise UsageError(f"precision {precision!r}: a ring moves models as they are held, in {native}; use a star")
+        self._native = Dense(native)
+        self._codec = Dense(precision or native)
+        self.ledger = Ledger(workers)
+        self.clock = Clock(workers, profile or Profile())
+        self.syncs = 0
+        self.failures: list[tuple[int, int]] = []  # (step, worker), of losses that were not finite
+        self.journal: list[dict[str, Any]] | None = None
+        self.readouts = False
+
+    @property
+    def params(self) -> Tensor:
+        return self.arena.params
+
+    @property
+    def grads(self) -> Tensor:
+        return self.arena.grads
+
+    @property
+    def d(self) -> int:
+        """Number of parameters that workers train, and send."""
+        return self.arena.layout.numel
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Return the generator of a purpose that all workers share: it gives them all the same numbers."""
+        return generator(self.seed, purpose)
+
+    def record(self, **numbers: Any) -> None:
+        """Note numbers that a user will want to see, such as an estimate and its threshold."""
+        if self.journal is not None:
+            self.journal.append(numbers)
+
+    def mean(self, x: Tensor, kind: Kind | None, *, paper: int = 0, weighted: bool = False) -> Tensor:
+        """Average one vector per worker over the whole fleet.
+
+        Parameters
+        ----------
+        x : Tensor, (k, p)
+            One row per worker here.
+        kind : str or None
+            What it is, for the ledger. None: a read-out for the experimenter, which costs nothing.
+        paper : int
+            Bytes per worker to book in the paper view.
+        weighted : bool
+            Weight workers by their number of samples instead of equally.
+
+        Returns
+        -------
+        Tensor, (p,)
+            The same bits in all processes; memory of its own.
+
+        Raises
+        ------
+        DivergedError
+            If the mean's first entry is not finite: then no later average would mend it. A worker whose loss was not
+            finite has filled its row with NaN, so this happens in all processes at once, and names that worker.
+        """
+        codec = self._codec if kind in ("model", "gradient") else self._native
+        if self.topology.name == "star":
+            x = codec.round(x)
+        if weighted:
+            total, divisor = self._shares(x) @ x, 1.0
+        else:
+            total, divisor = x.sum(0), float(self.workers)
+        wire = codec if self.group.size == self.workers else self._native
+        mean = self.group.mean(total, divisor, self.topology, wire)
+        if self.topology.name == "star":
+            mean = codec.round(mean)
+        if kind is not None:
+            self._book(kind, x.shape[1], x.itemsize if self.topology.name == "ring" else codec.dtype.itemsize, paper)
+        if mean.numel() and not math.isfinite(mean[0].item()):
+            self.diverged(kind or "model")
+        return mean
+
+    def _book(self, kind: Kind, numel: int, itemsize: int, paper: int) -> None:
+        traffic = self.topology.mean(self.workers, numel, itemsize)
+        self.ledger.book(kind, traffic)
+        self.clock.exchange(traffic.messages, traffic.serial_bytes)
+        if paper:
+            self.ledger.book_paper(kind, paper * self.workers)
+
+    def _shares(self, x: Tensor) -> Tensor:
+        if self.samples is None:
+            raise UsageError("weights 'samples': this fleet does not know its workers' samples; use weights 'uniform'")
+        counts = np.asarray(self.samples, np.float64)
+        return torch.from_numpy((counts / counts.sum())[self.rows.start : self.rows.stop]).to(x)
+
+    def decide(self, decision: bool) -> bool:
+        """Pass on a decision that follows from a mean: free on a ring, a message per worker from a star's server."""
+        traffic = self.topology.decision(self.workers)
+        if traffic.total:
+            self.ledger.book("control", traffic)
+            self.clock.exchange(traffic.messages, traffic.serial_bytes)
+        return decision
+
+    def average_models(self, *, weighted: bool = False) -> Tensor:
+        """Give all workers the mean of their models, and return its parameters, (d,)."""
+        return self.adopt(self.mean(self.params, "model", weighted=weighted), weighted=weighted)
+
+    def adopt(self, mean: Tensor, *, weighted: bool = False) -> Tensor:
+        """Give all workers their mean (d,), average buffers by policy, and return the parameters as they hold them."""
+        mean = self.load(mean)
+        self.average_buffers(weighted=weighted)
+        self.open_round("model")
+        self.syncs += 1
+        return mean
+
+    def average_buffers(self, *, weighted: bool = False) -> None:
+        """Give all workers the mean of their floating-point buffers, if the policy says so. Booked as model."""
+        buffers = self.arena.buffers
+        if self.buffers_policy == "average" and buffers.shape[1]:
+            buffers.copy_(self.mean(buffers, "model", weighted=weighted))
+
+    def open_round(self, kind: Kind) -> None:
+        """Book a round in the paper view: d float32 numbers up and down per worker, once a step is taken in it."""
+        self.ledger.open_round(kind, 2 * 4 * self.d * self.workers)
+
+    def load(self, model: Tensor) -> Tensor:
+        """Give all workers a model (d,), in place, and return it as they hold it."""
+        self.params.copy_(model)
+        return model
+
+    def start(self) -> None:
+        """Give all workers rank 0's first model, once: booked as a broadcast in the wire view."""
+        self.group.broadcast(self.params[0])
+        self.params.copy_(self.params[0].clone())
+        if self.arena.buffers.shape[1]:
+            self.group.broadcast(self.arena.buffers[0])
+            self.arena.buffers.copy_(self.arena.buffers[0].clone())
+        numel = self.d + self.arena.buffers.shape[1]
+        if self.workers > 1:
+            traffic = self.topology.broadcast(self.workers, numel, self.params.itemsize)
+            self.ledger.book("model", traffic)
+            self.clock.exchange(traffic.messages, traffic.serial_bytes)
+
+    def fail(self, worker: int, step: int) -> None:
+        """A worker's loss is not finite: remember it, and let the next average tell everyone."""
+        self.failures.append((step, worker))
+        row = worker - self.rows.start
+        self.params[row].fill_(math.nan)
+        self.grads[row].fill_(math.nan)
+
+    def diverged(self, what: str) -> None:
+        """Raise the same `DivergedError` in all processes, naming the first worker that failed."""
+        mine = min((step * self.workers + worker for step, worker in self.failures), default=_NOBODY)
+        first = self.group.minimum(mine)
+        if first == _NOBODY:
+            raise DivergedError(f"the workers' mean {what} is not finite; lower the learning rate or clip gradients")
+        step, worker = divmod(first, self.workers)
+        raise DivergedError(
+            f"worker {worker}: the loss is not finite at step {step}; lower the learning rate or clip gradients"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows here, the ledger and the clock."""
+        return {
+            "params": self.params,
+            "buffers": self.arena.buffers,
+            "counters": self.arena.counters,
+            "ledger": self.ledger.state_dict(),
+            "clock": self.clock.state_dict(),
+            "syncs": self.syncs,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint, in place."""
+        self.params.copy_(state["params"])
+        self.arena.buffers.copy_(state["buffers"])
+        self.arena.counters.copy_(state["counters"])
+        self.ledger.load_state_dict(state["ledger"])
+        self.clock.load_state_dict(state["clock"])
+        self.syncs = state["syncs"]

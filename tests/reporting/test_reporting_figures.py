@@ -1,0 +1,159 @@
+"""Figures: that they draw without a warning, what they contain, and when there are none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+
+from sparsync.reporting import FIGURES, draw, load
+from sparsync.reporting.figures import _over_seeds, _round_lengths, _thin, svg
+from sparsync.reporting.history import Checks, Evaluations
+from sparsync.reporting.palette import looks, short_names
+
+NAMES = [plot.name for plot in FIGURES]
+FDA = "fda:monitor=linear,threshold=2"
+
+
+def by_name(name):
+    return next(plot for plot in FIGURES if plot.name == name)
+
+
+def texts(figure):
+    from matplotlib.text import Text
+
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_names_are_unique_and_say_something():
+    assert len(set(NAMES)) == len(NAMES)
+    assert all(plot.title and plot.caption.endswith(".") for plot in FIGURES)
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_draws_every_figure_for_two_labels(made, seeds):
+    run = made(seeds=seeds)
+    files = draw(run, run.folder)
+    assert [file.name for file in files] == [f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")]
+    assert all(file.stat().st_size > 1000 for file in files)
+
+
+def test_draws_every_figure_for_fourteen_labels(made, fourteen):
+    run = made(
+        labels=fourteen, seeds=(0, 1), workers=300, missed=((fourteen[1], 0),), failed=((fourteen[2], 1),)
+    )
+    assert len(draw(run, run.folder)) == 2 * len(FIGURES)
+    shown = texts(by_name("accuracy-bytes").figure(run))
+    assert all(name in shown for name in short_names(fourteen).values())
+
+
+def test_the_same_run_gives_the_same_files(made, tmp_path):
+    run = made()
+    first, second = draw(run, tmp_path / "a"), draw(run, tmp_path / "b")
+    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
+
+
+def test_nothing_to_show_is_none(made, tmp_path):
+    run = made(histories=False, partition=False)
+    assert [name for name in NAMES if by_name(name).figure(run) is not None] == ["bytes-by-kind"]
+    (tmp_path / "summary.json").write_text('{"results": []}')
+    assert draw(load(tmp_path), tmp_path) == []
+
+
+def test_only_fda_has_a_variance_figure(made):
+    assert by_name("variance-threshold").figure(made(labels=("synchronous", "local-sgd:period=8"))) is None
+
+
+def test_odd_histories_draw_without_warnings(made):
+    run = made(labels=("_hidden $x$ 模型\n", FDA), target=None)
+    lines = []
+    for label in run.labels:
+        for step in range(1, 30):
+            odd = float("nan") if step == 5 else 0.0 if step < 9 else float(step) ** 4
+            lines.append({"kind": "check", "label": label, "step": step, "estimate": odd, "threshold": float("inf")})
+        lines.append({"kind": "evaluation", "label": label, "step": 1, "accuracy": 0.5, "bytes": 0, "seconds": 0.0})
+        lines.append({"kind": "evaluation", "label": label, "step": 2, "accuracy": None, "bytes": 9, "syncs": 0})
+        lines.append({"kind": "evaluation", "label": label, "step": 9, "accuracy": 0.5, "bytes": 9, "syncs": 0})
+    (run.folder / "history.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (run.folder / "partition.json").write_text('{"counts": [[7]], "class_names": ["$"]}')
+    run = load(run.folder)
+    draw(run, run.folder)
+    assert by_name("steps-per-round").figure(run) is None
+    assert by_name("accuracy-seconds").figure(run) is None
+    assert any("_hidden $x$ ??" in text for text in texts(by_name("accuracy-bytes").figure(run)))
+
+
+@pytest.mark.parametrize(("workers", "classes"), [(1, 1), (10, 10), (10, 100), (1000, 10)])
+def test_partitions_of_any_size(made, workers, classes):
+    run = made(histories=False)
+    counts = np.arange(workers * classes).reshape(workers, classes).tolist()
+    counts[0][0] = 5
+    names = ["long name" * 4] * classes
+    (run.folder / "partition.json").write_text(json.dumps({"counts": counts, "class_names": names}))
+    assert svg(by_name("who-holds-what"), load(run.folder)) is not None
+
+
+def test_more_fda_strategies_than_panels_are_named(made):
+    run = made(labels=tuple(f"fda:threshold={i}" for i in range(8)), steps=100)
+    assert "first 6 of 8 strategies that check a variance" in texts(by_name("variance-threshold").figure(run))
+
+
+def test_drawing_leaves_matplotlib_as_it_was(made):
+    before = dict(matplotlib.rcParams)
+    run = made()
+    draw(run, run.folder)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_importing_the_room_loads_no_matplotlib():
+    code = "import sys, sparsync.reporting; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_thinning_keeps_peaks_lows_and_ends():
+    y = np.sin(np.arange(20_000.0))
+    y[777], y[12_345] = 50.0, -50.0
+    keep = _thin(y, 100)
+    assert len(keep) <= 202
+    assert {0, 777, 12_345, 19_999} <= set(keep.tolist())
+    assert (np.diff(keep) > 0).all()
+    assert np.array_equal(_thin(y[:50], 100), np.arange(50))
+
+
+def test_mean_over_seeds_takes_only_steps_that_all_have():
+    one = (np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 30.0]), np.array([0.1, 0.2, 0.3]))
+    two = (np.array([1.0, 2.0]), np.array([20.0, 40.0]), np.array([0.3, 0.4]))
+    x, mean, low, high = _over_seeds([one, two])
+    assert x.tolist() == [15.0, 30.0]
+    assert mean.tolist() == pytest.approx([0.2, 0.3])
+    assert low.tolist() == [0.1, 0.2]
+    assert high.tolist() == [0.3, 0.4]
+
+
+def test_round_lengths_from_checks_and_from_evaluations():
+    step = np.arange(1.0, 11.0)
+    none = np.array([])
+    nothing = Evaluations(*[none] * 8)
+    checks = Checks(step, step, step, np.isin(step, [3, 4, 9]), step)
+    assert [a.tolist() for a in _round_lengths(nothing, checks)] == [[3, 4, 9], [3, 1, 5]]
+    blank = Checks(none, none, none, none > 0, none)
+    syncs = np.array([0.0, 2.0, 2.0, 6.0])
+    at = np.array([10.0, 20.0, 30.0, 40.0])
+    evaluations = Evaluations(at, at, at, at, at, at, syncs, at)
+    assert [a.tolist() for a in _round_lengths(evaluations, blank)] == [[20, 40], [10, 5]]
+    assert _round_lengths(nothing, blank) is None
+
+
+def test_looks_stay_apart_and_names_stay_unique(fourteen):
+    look = looks(fourteen)
+    assert len({(v.key, v.dashes) for v in look.values()}) == 14
+    short = short_names(fourteen, 30)
+    assert len(set(short.values())) == 14
+    assert max(map(len, short.values())) <= 30
+    assert short["synchronous"] == "synchronous"
+    same = short_names(["x" * 50 + "a" + "y" * 50, "x" * 50 + "b" + "y" * 50], 20)
+    assert len(set(same.values())) == 2

@@ -1,0 +1,118 @@
+"""The page: self-contained, escaped, complete, and no claim beyond the data."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from sparsync.errors import UsageError
+from sparsync.reporting import FIGURES, load, write
+
+FDA = "fda:monitor=linear,threshold=2"
+VOID = {"meta", "br", "wbr", "img", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks nesting, and collects tags, addresses and text."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.addresses, self.words = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attributes if k in ("href", "src", "xlink:href") and v]
+        assert not any(k.startswith("on") for k, _ in attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def parsed(run):
+    text = write(run.folder).read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    return text, page, " ".join(" ".join(page.words).split())
+
+
+def test_page_is_whole_and_needs_nothing_else(made):
+    text, page, words = parsed(made(seeds=(0, 1, 2)))
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
+    assert not re.search(r"url\((?!#)|@import", text)
+    assert page.tags.count("figure") == len(FIGURES)
+    assert all(" ".join(plot.caption.split()) in words for plot in FIGURES)
+    assert "prefers-color-scheme: dark" in text
+    assert "width=device-width" in text
+    assert "sparsync compare experiment.toml" in words
+    assert "dirichlet:alpha=0.5" in words
+    assert "To reach 95.00 % accuracy" in words
+    assert "sample standard deviation over 3 seeds" in words
+
+
+def test_figures_follow_the_page_and_do_not_share_names(made):
+    text, _, _ = parsed(made())
+    assert "var(--ink)" in text
+    assert "var(--c1)" in text
+    names = re.findall(r'\bid="([^"]*)"', text)
+    assert len(names) == len(set(names))
+    assert set(re.findall(r'(?:url\(|href=")#([^")]*)', text)) <= set(names)
+    assert "#0072b2" not in text.replace("--c0: #0072b2", "")
+
+
+def test_failures_and_misses_are_shown(made):
+    text, _, words = parsed(
+        made(seeds=(0, 1, 2), missed=((FDA, 1),), failed=(("synchronous", 2),))
+    )
+    assert "One run of 6 failed" in words
+    assert "diverged at step 200, worker 3" in words
+    assert 'id="failures"' in text
+    assert "2 of 3 seeds" in words
+    assert "2/3" in words
+
+
+def test_without_failures_or_target(made):
+    _, _, words = parsed(made(target=None))
+    assert "No target accuracy was set" in words
+    assert "Failures" not in words
+    assert "★" not in words
+    assert "Bytes to target" not in words
+
+
+def test_users_text_is_escaped(made):
+    hostile = '<script>alert("x")</script>&:a=<b>,c=\'d\'\x00\u202e'
+    run = made(labels=(hostile, FDA), failed=((hostile, 0),))
+    file = run.folder / "summary.json"
+    file.write_text(file.read_text().replace('"mnist"', '"<img src=x onerror=alert(1)>"').replace("0.1.0", "<i>"))
+    text, page, words = parsed(load(run.folder))
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert "i" not in page.tags
+    assert "\x00" not in text
+    assert "\u202e" not in text
+    assert '<script>alert("x")</script>&:' in words
+
+
+def test_without_histories(made):
+    _, page, words = parsed(made(histories=False, partition=False))
+    assert page.tags.count("figure") == 1
+    assert "Comparison" in words
+
+
+def test_folder_without_a_run(tmp_path):
+    with pytest.raises(UsageError, match="holds no run"):
+        write(tmp_path)

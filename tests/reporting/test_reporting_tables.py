@@ -1,0 +1,135 @@
+"""Rows by strategy, the headline, and both tables."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from sparsync.reporting import headline, load, markdown, rows, table
+
+FDA = "fda:monitor=linear,threshold=2"
+
+
+def entry(label, seed, accuracy=0.9, total=100, to_target=None, **more):
+    return {
+        "label": label, "strategy": label, "spec": label, "seed": seed, "steps": 10, "syncs": 5, "accuracy": accuracy,
+        "best_accuracy": accuracy, "bytes": {"total": total, "model": total}, "paper_bytes": {"total": total // 2},
+        "reached": to_target is not None, "bytes_to_target": to_target, "wall_seconds": 1.0, "error": None, **more,
+    }
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    def build(*results, target=0.9, seeds=(0,)):
+        experiment = {"target": target, "seeds": list(seeds)}
+        (tmp_path / "summary.json").write_text(json.dumps({"experiment": experiment, "results": results}))
+        return load(tmp_path)
+
+    return build
+
+
+def rendered(run, width=100):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(table(run))
+    return console.file.getvalue()
+
+
+def test_rows_average_over_seeds(run_of):
+    run = run_of(entry("a", 0, 0.8, 100, 50), entry("a", 1, 0.9, 300, 70), seeds=(0, 1))
+    (row,) = rows(run)
+    assert row.accuracy.mean == pytest.approx(0.85)
+    assert row.accuracy.deviation == pytest.approx(0.1 / 2**0.5)
+    assert row.bytes["total"].mean == 200
+    assert row.steps_per_sync.mean == 2
+    assert row.reached == 2
+    assert row.always_reached
+
+
+def test_survivors_are_counted(run_of):
+    lost = entry("a", 1, None, 10, error="diverged at step 1, worker 3")
+    (row,) = rows(run_of(entry("a", 0, 0.8, 100, 50), lost, seeds=(0, 1, 2)))
+    assert row.reached == 1
+    assert (row.accuracy.count, row.accuracy.of) == (1, 3)
+    assert row.failures == ((1, "diverged at step 1, worker 3"), (2, "no result was recorded"))
+
+
+def test_headline_names_the_cheapest_and_the_factor(run_of):
+    text = headline(run_of(entry("sync", 0, to_target=1000), entry("fda", 0, to_target=80), entry("weak", 0)))
+    assert text == (
+        "To reach 90.00 % accuracy, fda needed 80 B, the fewest bytes, 12.5 times less than sync (1.00 kB). "
+        "Not reached by: weak."
+    )
+
+
+def test_headline_crowns_nobody_who_failed_with_a_seed(run_of):
+    run = run_of(
+        entry("sync", 0, to_target=1000), entry("sync", 1, to_target=1000),
+        entry("fda", 0, to_target=80), entry("fda", 1), seeds=(0, 1),
+    )
+    assert headline(run) == (
+        "To reach 90.00 % accuracy, sync needed 1.00 kB on average. Not reached with every seed by: fda (1/2)."
+    )
+    assert "1.00 kB *" in rendered(run)
+
+
+def test_headline_says_when_the_papers_count_otherwise(run_of):
+    a = entry("a", 0, to_target=80, paper_bytes_to_target=60)
+    b = entry("b", 0, to_target=90, paper_bytes_to_target=50)
+    assert headline(run_of(a, b)).endswith("Counted as in the methods' papers, b needed the fewest.")
+
+
+@pytest.mark.parametrize(
+    ("entries", "target", "text"),
+    [
+        ([entry("a", 0, to_target=5)], 0.9, "To reach 90.00 % accuracy, a needed 5 B."),
+        ([entry("a", 0)], 0.9, "No strategy reached 90.00 % accuracy."),
+        ([entry("a", 0, to_target=0), entry("b", 0, to_target=7)], 0.9,
+         "To reach 90.00 % accuracy, a needed 0 B, the fewest bytes; b needed the most, 7 B."),
+        ([entry("a", 0, to_target=7), entry("b", 0, to_target=7)], 0.9,
+         "To reach 90.00 % accuracy, a needed 7 B, like every other strategy that reached it."),
+        ([entry("a", 0, 0.5, 100, reached=None), entry("b", 0, 0.4, 50, reached=None)], None,
+         "No target accuracy was set; a ended with the highest accuracy, 50.00 %; b sent the fewest bytes, 50 B."),
+        ([], 0.9, "The run holds no results."),
+    ],
+)
+def test_headlines(run_of, entries, target, text):
+    assert headline(run_of(*entries, target=target)) == text
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_terminal_table_fits_and_cuts_no_number(made, fourteen, seeds):
+    lost = (("hadfl:selected=3,power=2", seeds[-1]),)
+    missed = (("local-sgd:period=64", 0),)
+    text = rendered(made(labels=fourteen, seeds=seeds, missed=missed, failed=lost, steps=200))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    assert f"1 of {len(seeds)} failed" in text
+    assert text.count(" * ") + text.count(" *\n") >= 1
+    assert f"{len(seeds) - 1}/{len(seeds)}" in text
+
+
+def test_terminal_table_without_target(made):
+    text = rendered(made(target=None))
+    assert "target" not in text.replace("threshold", "").lower()
+    assert "*" not in text
+
+
+def test_tables_treat_labels_as_text(made):
+    hostile = "[red]x[/red]|<script>`a`\x1b[31m"
+    run = made(labels=(hostile, "synchronous"))
+    assert "[red]x[/red]" in rendered(run)
+    assert "\x1b" not in rendered(run)
+    line = next(line for line in markdown(run).splitlines() if "red" in line)
+    assert line.replace("\\|", "").count("|") == markdown(run).splitlines()[1].count("|")
+    assert line.startswith("| `[red]x[/red]\\|<script>'a'?[31m` |")
+
+
+def test_markdown_marks_the_best_and_the_survivors(made):
+    text = markdown(made(seeds=(0, 1, 2), missed=(("synchronous", 1),)))
+    assert text.count("**") == 2
+    assert "**" in next(line for line in text.splitlines() if FDA in line)
+    assert "(2/3)" in next(line for line in text.splitlines() if "synchronous" in line)
+    assert "sample standard deviation over 3 seeds" in text

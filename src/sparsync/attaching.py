@@ -164,6 +164,12 @@ class Attached:
             self.fleet.pull()
             state.exchange(self.fleet)
 
+    @torch.no_grad()
+    def average(self) -> None:
+        """Average the models now, on all processes: after the loop, so that all end with the same one. Booked."""
+        self.fleet.pull()
+        self.fleet.average_models()
+
     def state_dict(self) -> dict[str, Any]:
         """Strategy, ledger and counters of this process: tensors and plain values. The model is yours to save."""
         if self._state is None:

@@ -27,6 +27,8 @@ FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
 def main() -> None:
     """Run the command line; a mistake of the user's is one line on standard error and a non-zero exit."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where package.module:function looks first, as under python -m
     with _reported():
         app()
 
@@ -82,9 +84,13 @@ def compare(
         str | None, typer.Option(help="Processes that share the workers, or auto: one per core. Default: auto.")
     ] = None,
     save_seconds: Annotated[float | None, typer.Option(help="Seconds between checkpoints. Default: 30.")] = None,
+    imports: Annotated[
+        list[str] | None, typer.Option("--import", help="Module of yours to import first; repeat for more.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results. Default: the next free runs/NAME-N.")
     ] = None,
+    draw: Annotated[bool, typer.Option("--report/--no-report", help="Draw figures and write report.html.")] = True,
 ) -> None:
     """Train one task under several strategies, and compare what each cost for the accuracy it reached."""
     from sparsync import comparison
@@ -113,26 +119,38 @@ def compare(
         "device": device,
         "processes": int(processes) if processes and processes.isdigit() else processes,
         "save_seconds": save_seconds,
+        "imports": imports or None,
     }
     settings = read(experiment) if experiment else {}
     settings.update({key: value for key, value in flags.items() if value is not None})
     made = build(settings, str(experiment) if experiment else "")
     folder = out or _next_free(experiment.stem if experiment else made.data.partition(":")[0])
-    _finish(folder, comparison.compare(made, folder, watch))
+    _finish(folder, comparison.compare(made, folder, watch), draw)
 
 
 @app.command()
-def resume(folder: Annotated[Path, typer.Argument(help="Folder of an interrupted or killed run.")]) -> None:
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Folder of an interrupted or killed run.")],
+    draw: Annotated[bool, typer.Option("--report/--no-report", help="Draw figures and write report.html.")] = True,
+) -> None:
     """Go on with a run where its last checkpoint is; the end is the same, bit for bit."""
     from sparsync import comparison
 
-    _finish(folder, comparison.resume(folder, watch))
+    _finish(folder, comparison.resume(folder, watch), draw)
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Folder of a run, complete or not.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, complete or not.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Only print the table, as Markdown.")] = False,
+) -> None:
     """Draw the figures and write report.html again, from what the folder holds."""
-    _finish(folder, None)
+    if markdown:
+        from sparsync import reporting
+
+        print(reporting.markdown(reporting.load(folder)))
+        return
+    _finish(folder, None, draw=True)
 
 
 @app.command("list")
@@ -145,7 +163,8 @@ def list_() -> None:
     console = Console()
     registries: list[Any] = [STRATEGIES, MODELS, DATASETS, PARTITIONS, OPTIMIZERS, SCHEDULES]
     for registry in registries:
-        console.print(f"\n{registry.kind}s", style="bold")
+        plural = registry.kind[:-1] + "ies" if registry.kind.endswith("y") else registry.kind + "s"
+        console.print(f"\n{plural}", style="bold")
         for name, entry in sorted(registry.entries.items()):
             parameters = ", ".join(str(parameter) for parameter in entry.parameters)
             console.print(
@@ -164,21 +183,23 @@ def watch(experiment: Any) -> Any:
 
 
 def _next_free(name: str) -> Path:
+    if "RANK" in os.environ:
+        raise UsageError("under torchrun give --out FOLDER, the same for all ranks")
     taken = {path.name for path in Path("runs").glob(f"{name}-*")}
     return Path("runs") / next(f"{name}-{n}" for n in range(1, len(taken) + 2) if f"{name}-{n}" not in taken)
 
 
-def _finish(folder: Path, summary: dict[str, Any] | None) -> None:
+def _finish(folder: Path, summary: dict[str, Any] | None, draw: bool) -> None:
     """Print the table, draw the figures, write the report; a strategy that failed makes the exit non-zero."""
     if os.environ.get("RANK", "0") != "0":
         return
-    from sparsync.reporting import draw, load, table, write
+    from sparsync import reporting
 
-    run = load(folder)
-    draw(run, folder)
-    Console().print(table(run))
-    page = write(folder)
-    print(f"report: {page}")
+    run = reporting.load(folder)
+    Console().print(reporting.table(run))
+    if draw:
+        reporting.draw(run, folder)
+        print(f"report: {reporting.write(folder)}")
     failed = [one for one in (summary or {}).get("results", []) if one["error"]]
     for one in failed:
         print(f"sparsync: {one['label']} (seed {one['seed']}): {one['error']}", file=sys.stderr)

@@ -107,6 +107,9 @@ def resume(folder: Path, watch: Callable[[Experiment], Any] | None = None) -> di
         If the folder holds no run, or that of another experiment.
     """
     experiment, _ = opened(folder)
+    processes = choose(experiment.processes, experiment.workers)
+    if processes != experiment.processes:
+        raise UsageError(f"{folder}: its run has {experiment.processes} processes, here are {processes}; start as many")
     return _run(experiment, Path(folder), watch)
 
 
@@ -161,6 +164,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _session(group: Group, order: Order) -> None:
     """Run all of a comparison, as one of its processes."""
     experiment, folder = order.experiment, order.folder
+    experiment.import_modules()
     dataset = load_dataset(experiment.data, experiment.data_root)
     task = Task(dataset, experiment.model)
     records = Records(folder, experiment, group)

@@ -1,8 +1,9 @@
-"""What an experiment file says, checked: every flag of ``sparsync compare`` is a key here, and the other way round."""
+"""What an experiment file says, checked: every setting of ``sparsync compare`` is a key here."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import tomllib
 from pathlib import Path
@@ -68,6 +69,8 @@ class Experiment(BaseModel):
         Devices and links, for the virtual clock.
     save_seconds
         Wall seconds between two checkpoints.
+    imports
+        Modules of your own to import first, so that what they register can be named here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -95,6 +98,7 @@ class Experiment(BaseModel):
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     profile: Profile = Field(default_factory=Profile)
     save_seconds: float = Field(default=30.0, ge=0)
+    imports: list[str] = Field(default_factory=list)
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -125,6 +129,8 @@ class Experiment(BaseModel):
             raise ValueError(f"processes: {self.processes} for {self.workers} workers; at most one each")
         if self.precision not in (None, self.dtype) and self.topology == "ring":
             raise ValueError(f"precision: a ring moves models as they are, in {self.dtype}; use topology='star'")
+        self.import_modules()
+        check_device(self.device)
         DATASETS[spec.parse(self.data).name]
         PARTITIONS[spec.parse(self.partition).name]
         OPTIMIZERS.build(self.optimizer, [torch.nn.Parameter(torch.zeros(1))])
@@ -137,6 +143,14 @@ class Experiment(BaseModel):
             seen[label] = text
         return self
 
+    def import_modules(self) -> None:
+        """Import what `imports` names: in every process, before anything is looked up."""
+        for name in self.imports:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                raise UsageError(f"imports: cannot import {name!r} ({error}); name an importable module") from None
+
     def strategy(self, label: str) -> PeerStrategy:
         """Return the strategy of a label."""
         return STRATEGIES.build(self.strategies[label])
@@ -146,6 +160,21 @@ class Experiment(BaseModel):
         """What identifies the experiment, whatever the process count: runs of different experiments do not mix."""
         said = self.model_dump(mode="json", exclude={"processes", "save_seconds", "data_root"})
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch does not know, or does not have here.
+
+    Raises
+    ------
+    UsageError
+        If so.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device: {name!r} cannot be used here ({reason}); cpu always can") from None
 
 
 def split_label(text: str) -> tuple[str, str]:

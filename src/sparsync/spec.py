@@ -9,6 +9,7 @@ ones.
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,13 @@ T = TypeVar("T")
 def config(cls: type[T]) -> type[T]:
     """Make a class what a user chooses: a pydantic dataclass, frozen, keywords only, unknown names refused."""
     made: Any = pydantic_dataclass(cls, frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+    init = made.__init__
+
+    @functools.wraps(init)
+    def keywords_only(self: Any, **given: Any) -> None:  # kw_only does not reach fields declared with Field(...)
+        init(self, **given)
+
+    made.__init__ = keywords_only
     return cast("type[T]", made)
 
 

@@ -51,12 +51,34 @@ def make(
     for i, label in enumerate(labels):
         for seed in seeds:
             rng = random.Random(f"{label} {seed}")
-            results.append(_one(label, i, seed, rng, target, steps, workers, parameters,
-                                (label, seed) in missed, (label, seed) in failed, lines))
+            results.append(
+                _one(
+                    label,
+                    i,
+                    seed,
+                    rng,
+                    target,
+                    steps,
+                    workers,
+                    parameters,
+                    (label, seed) in missed,
+                    (label, seed) in failed,
+                    lines,
+                )
+            )
     experiment = {
-        "data": "mnist", "model": "lenet5", "workers": workers, "partition": "dirichlet:alpha=0.5", "batch_size": 32,
-        "optimizer": "adam:lr=0.001", "steps": steps, "target": target, "eval_every": 20, "seeds": list(seeds),
-        "topology": "ring", "processes": 2,
+        "data": "mnist",
+        "model": "lenet5",
+        "workers": workers,
+        "partition": "dirichlet:alpha=0.5",
+        "batch_size": 32,
+        "optimizer": "adam:lr=0.001",
+        "steps": steps,
+        "target": target,
+        "eval_every": 20,
+        "seeds": list(seeds),
+        "topology": "ring",
+        "processes": 2,
     }
     summary = {"version": "0.1.0", "experiment": experiment, "parameters": parameters, "results": results}
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -70,8 +92,19 @@ def make(
     return folder
 
 
-def _one(label: str, i: int, seed: int, rng: random.Random, target: float | None, steps: int, workers: int,
-         parameters: int, missed: bool, failed: bool, lines: list[dict[str, Any]]) -> dict[str, Any]:
+def _one(
+    label: str,
+    i: int,
+    seed: int,
+    rng: random.Random,
+    target: float | None,
+    steps: int,
+    workers: int,
+    parameters: int,
+    missed: bool,
+    failed: bool,
+    lines: list[dict[str, Any]],
+) -> dict[str, Any]:
     fda, federated = label.startswith("fda"), label.startswith(("fed", "sparsyfed"))
     period = 1 if label.startswith("sync") else 8 + 5 * i
     speed = steps / (5 + 0.3 * i) * rng.uniform(0.9, 1.1)
@@ -83,18 +116,40 @@ def _one(label: str, i: int, seed: int, rng: random.Random, target: float | None
         sync = drift > 2 if fda else step % period == 0
         state += 8 * workers * 2 if fda else 0
         if fda:
-            lines.append({"kind": "check", "label": label, "seed": seed, "step": step, "estimate": drift,
-                          "threshold": 2.0, "sync": sync, "variance": drift * rng.uniform(0.6, 1) if sync else None})
+            lines.append(
+                {
+                    "kind": "check",
+                    "label": label,
+                    "seed": seed,
+                    "step": step,
+                    "estimate": drift,
+                    "threshold": 2.0,
+                    "sync": sync,
+                    "variance": drift * rng.uniform(0.6, 1) if sync else None,
+                }
+            )
         if sync:
             drift, syncs, model = 0.0, syncs + 1, model + 8 * parameters * workers
         if step % 20 == 0:
             accuracy = best - (best - 0.1) * math.exp(-step / speed) + rng.uniform(-0.002, 0.002)
             top = max(top, accuracy)
             seconds = step * 0.02 + (state + model) / 1e9
-            lines.append({"kind": "evaluation", "label": label, "seed": seed, "step": step, "accuracy": accuracy,
-                          "loss": 1 - accuracy, "train_loss": 1 - accuracy, "bytes": state + model,
-                          "paper_bytes": (state + model) // 2, "syncs": syncs, "seconds": seconds,
-                          "bytes_by_kind": {"model": model, "state": state}})
+            lines.append(
+                {
+                    "kind": "evaluation",
+                    "label": label,
+                    "seed": seed,
+                    "step": step,
+                    "accuracy": accuracy,
+                    "loss": 1 - accuracy,
+                    "train_loss": 1 - accuracy,
+                    "bytes": state + model,
+                    "paper_bytes": (state + model) // 2,
+                    "syncs": syncs,
+                    "seconds": seconds,
+                    "bytes_by_kind": {"model": model, "state": state},
+                }
+            )
             if target is not None and reached is None and accuracy >= target and not missed:
                 reached = (step, state + model, seconds)
         if failed and step == steps // 2:
@@ -103,12 +158,24 @@ def _one(label: str, i: int, seed: int, rng: random.Random, target: float | None
     kinds = {"total": state + model, "model": model, **({"state": state} if state else {})}
     steps_to, bytes_to, seconds_to = reached or (None, None, None)
     return {
-        "label": label, "strategy": label.partition(":")[0], "spec": label, "seed": seed, "workers": workers,
-        "steps": end, "rounds" if federated else "syncs": syncs, "accuracy": None if failed else accuracy,
-        "best_accuracy": top, "bytes": kinds, "paper_bytes": {k: v // 2 for k, v in kinds.items()},
-        "reached": None if target is None else reached is not None, "steps_to_target": steps_to,
-        "bytes_to_target": bytes_to, "paper_bytes_to_target": None if bytes_to is None else bytes_to // 2,
-        "seconds_to_target": seconds_to, "seconds": end * 0.02 + (state + model) / 1e9, "wall_seconds": 12.3 + i,
+        "label": label,
+        "strategy": label.partition(":")[0],
+        "spec": label,
+        "seed": seed,
+        "workers": workers,
+        "steps": end,
+        "rounds" if federated else "syncs": syncs,
+        "accuracy": None if failed else accuracy,
+        "best_accuracy": top,
+        "bytes": kinds,
+        "paper_bytes": {k: v // 2 for k, v in kinds.items()},
+        "reached": None if target is None else reached is not None,
+        "steps_to_target": steps_to,
+        "bytes_to_target": bytes_to,
+        "paper_bytes_to_target": None if bytes_to is None else bytes_to // 2,
+        "seconds_to_target": seconds_to,
+        "seconds": end * 0.02 + (state + model) / 1e9,
+        "wall_seconds": 12.3 + i,
         "error": f"diverged at step {end}, worker 3" if failed else None,
     }
 

@@ -43,9 +43,7 @@ def test_draws_every_figure_for_two_labels(made, seeds):
 
 
 def test_draws_every_figure_for_fourteen_labels(made, fourteen):
-    run = made(
-        labels=fourteen, seeds=(0, 1), workers=300, missed=((fourteen[1], 0),), failed=((fourteen[2], 1),)
-    )
+    run = made(labels=fourteen, seeds=(0, 1), workers=300, missed=((fourteen[1], 0),), failed=((fourteen[2], 1),))
     assert len(draw(run, run.folder)) == 2 * len(FIGURES)
     shown = texts(by_name("accuracy-bytes").figure(run))
     assert all(name in shown for name in short_names(fourteen).values())

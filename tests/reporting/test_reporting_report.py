@@ -75,9 +75,7 @@ def test_figures_follow_the_page_and_do_not_share_names(made):
 
 
 def test_failures_and_misses_are_shown(made):
-    text, _, words = parsed(
-        made(seeds=(0, 1, 2), missed=((FDA, 1),), failed=(("synchronous", 2),))
-    )
+    text, _, words = parsed(made(seeds=(0, 1, 2), missed=((FDA, 1),), failed=(("synchronous", 2),)))
     assert "One run of 6 failed" in words
     assert "diverged at step 200, worker 3" in words
     assert 'id="failures"' in text
@@ -94,7 +92,7 @@ def test_without_failures_or_target(made):
 
 
 def test_users_text_is_escaped(made):
-    hostile = '<script>alert("x")</script>&:a=<b>,c=\'d\'\x00\u202e'
+    hostile = "<script>alert(\"x\")</script>&:a=<b>,c='d'\x00\u202e"
     run = made(labels=(hostile, FDA), failed=((hostile, 0),))
     file = run.folder / "summary.json"
     file.write_text(file.read_text().replace('"mnist"', '"<img src=x onerror=alert(1)>"').replace("0.1.0", "<i>"))

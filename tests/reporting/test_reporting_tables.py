@@ -15,9 +15,21 @@ FDA = "fda:monitor=linear,threshold=2"
 
 def entry(label, seed, accuracy=0.9, total=100, to_target=None, **more):
     return {
-        "label": label, "strategy": label, "spec": label, "seed": seed, "steps": 10, "syncs": 5, "accuracy": accuracy,
-        "best_accuracy": accuracy, "bytes": {"total": total, "model": total}, "paper_bytes": {"total": total // 2},
-        "reached": to_target is not None, "bytes_to_target": to_target, "wall_seconds": 1.0, "error": None, **more,
+        "label": label,
+        "strategy": label,
+        "spec": label,
+        "seed": seed,
+        "steps": 10,
+        "syncs": 5,
+        "accuracy": accuracy,
+        "best_accuracy": accuracy,
+        "bytes": {"total": total, "model": total},
+        "paper_bytes": {"total": total // 2},
+        "reached": to_target is not None,
+        "bytes_to_target": to_target,
+        "wall_seconds": 1.0,
+        "error": None,
+        **more,
     }
 
 
@@ -66,8 +78,11 @@ def test_headline_names_the_cheapest_and_the_factor(run_of):
 
 def test_headline_crowns_nobody_who_failed_with_a_seed(run_of):
     run = run_of(
-        entry("sync", 0, to_target=1000), entry("sync", 1, to_target=1000),
-        entry("fda", 0, to_target=80), entry("fda", 1), seeds=(0, 1),
+        entry("sync", 0, to_target=1000),
+        entry("sync", 1, to_target=1000),
+        entry("fda", 0, to_target=80),
+        entry("fda", 1),
+        seeds=(0, 1),
     )
     assert headline(run) == (
         "To reach 90.00 % accuracy, sync needed 1.00 kB on average. Not reached with every seed by: fda (1/2)."
@@ -86,12 +101,21 @@ def test_headline_says_when_the_papers_count_otherwise(run_of):
     [
         ([entry("a", 0, to_target=5)], 0.9, "To reach 90.00 % accuracy, a needed 5 B."),
         ([entry("a", 0)], 0.9, "No strategy reached 90.00 % accuracy."),
-        ([entry("a", 0, to_target=0), entry("b", 0, to_target=7)], 0.9,
-         "To reach 90.00 % accuracy, a needed 0 B, the fewest bytes; b needed the most, 7 B."),
-        ([entry("a", 0, to_target=7), entry("b", 0, to_target=7)], 0.9,
-         "To reach 90.00 % accuracy, a needed 7 B, like every other strategy that reached it."),
-        ([entry("a", 0, 0.5, 100, reached=None), entry("b", 0, 0.4, 50, reached=None)], None,
-         "No target accuracy was set; a ended with the highest accuracy, 50.00 %; b sent the fewest bytes, 50 B."),
+        (
+            [entry("a", 0, to_target=0), entry("b", 0, to_target=7)],
+            0.9,
+            "To reach 90.00 % accuracy, a needed 0 B, the fewest bytes; b needed the most, 7 B.",
+        ),
+        (
+            [entry("a", 0, to_target=7), entry("b", 0, to_target=7)],
+            0.9,
+            "To reach 90.00 % accuracy, a needed 7 B, like every other strategy that reached it.",
+        ),
+        (
+            [entry("a", 0, 0.5, 100, reached=None), entry("b", 0, 0.4, 50, reached=None)],
+            None,
+            "No target accuracy was set; a ended with the highest accuracy, 50.00 %; b sent the fewest bytes, 50 B.",
+        ),
         ([], 0.9, "The run holds no results."),
     ],
 )

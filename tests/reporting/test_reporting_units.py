@@ -17,7 +17,7 @@ from sparsync.reporting.units import Spread, human_bytes, human_percent, human_s
         (999.5, "1.00 kB"),
         (1000, "1.00 kB"),
         (1004, "1.00 kB"),
-        (1005, "1.01 kB"),                                       # half up; 1.005 has no exact binary fraction
+        (1005, "1.01 kB"),  # half up; 1.005 has no exact binary fraction
         (9994, "9.99 kB"),
         (9995, "10.0 kB"),
         (99_949, "99.9 kB"),
@@ -42,8 +42,17 @@ def test_human_bytes(count, text):
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0, "0.00 s"), (0.1234, "0.12 s"), (12.34, "12.3 s"), (90, "90.0 s"), (119.4, "119 s"), (119.5, "1.99 min"),
-        (120, "2.00 min"), (7199, "2.00 h"), (7200, "2.00 h"), (172_800, "2.00 d"), (8.64e7, "1000 d"),
+        (0, "0.00 s"),
+        (0.1234, "0.12 s"),
+        (12.34, "12.3 s"),
+        (90, "90.0 s"),
+        (119.4, "119 s"),
+        (119.5, "1.99 min"),
+        (120, "2.00 min"),
+        (7199, "2.00 h"),
+        (7200, "2.00 h"),
+        (172_800, "2.00 d"),
+        (8.64e7, "1000 d"),
     ],
 )
 def test_human_seconds(seconds, text):

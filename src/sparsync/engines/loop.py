@@ -131,8 +131,7 @@ class PeerLoop:
         params, buffers = self.mean_model()
         arena = self.fleet.arena
         views = [nn.Parameter(view) for view in arena.layout.views(params)]
-        counters = arena.counter_layout.views(arena.counters[0])
-        return self.training.seat.bind(views, [*arena.buffer_layout.views(buffers), *counters])
+        return self.training.seat.bind(views, [*arena.buffer_layout.views(buffers), *arena.other_views(0)])
 
     def _evaluate(self) -> None:
         module = self.load_mean()

@@ -7,10 +7,16 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # see below
 from torch import Tensor
 
 from sparsync.errors import PayloadError, SparsyncError
 from sparsync.wire import Dense, Topology
+
+# torch imports this module of its own when an optimiser first steps, and its functions take the process group that
+# exists by then as their default argument: group and threads then outlive destroy_process_group, and the process may
+# abort at its end. Imported here, before there is a group, it holds none.
+_ = torch.distributed.nn
 
 _LOOK_UP = timedelta(seconds=10)  # how long to wait for the others before asking where they are
 

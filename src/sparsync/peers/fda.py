@@ -133,9 +133,15 @@ class FDAState:
     def local_steps(self, fleet: Fleet) -> int:
         if self.threshold is None and self.config.cadence is not None:
             self.steps = round(self.config.cadence)
+        elif self.config.cadence is not None:
+            self.steps = min(self.config.check_every, self._longest(self.config.cadence) - self.round_steps)
         else:
             self.steps = self.config.check_every
         return self.steps
+
+    @staticmethod
+    def _longest(cadence: float) -> int:
+        return int(_MAX_ROUND * cadence)
 
     def exchange(self, fleet: Fleet) -> None:
         """Average the rows of ``fleet.params`` (k, d), in place, once they have drifted too far apart.
@@ -156,7 +162,7 @@ class FDAState:
             raise DivergedError(
                 f"FDA: the variance estimate is {estimate}; lower the learning rate or clip the gradients"
             )
-        overdue = self.config.cadence is not None and self.round_steps >= _MAX_ROUND * self.config.cadence
+        overdue = self.config.cadence is not None and self.round_steps >= self._longest(self.config.cadence)
         if fleet.decide(estimate > self.threshold or overdue):  # strict, as in the paper
             self._average(fleet, estimate)
         else:
@@ -167,7 +173,7 @@ class FDAState:
         adapts = self.config.cadence is not None
         variance = None
         if adapts or fleet.readouts:
-            variance = distance_to(mean, fleet, weighted=self._weighted, book=adapts)
+            variance = distance_to(mean, fleet, weighted=self._weighted, book=adapts, paper=4 if adapts else 0)
         fleet.record(estimate=estimate, threshold=self.threshold, sync=True, variance=variance)
         before, self.anchor = self.anchor, fleet.adopt(mean, weighted=self._weighted)
         self.monitor.synced(self.anchor, before)

@@ -50,6 +50,8 @@ class LocalSGD:
     def _one_source(self) -> LocalSGD:
         if (self.period is None) == (self.match is None):
             raise ValueError("give either period (local steps between two averagings) or match (an earlier strategy)")
+        if self.max_period is not None and self.period is not None and self.max_period < self.period:
+            raise ValueError(f"max_period={self.max_period} is below period={self.period}; give at least that")
         return self
 
     def matched(self, earlier: Cadence) -> LocalSGD:

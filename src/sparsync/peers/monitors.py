@@ -54,8 +54,12 @@ class Monitor(ABC):
 
 def squared_norms(u: Tensor) -> Tensor:
     """||u_k||^2 of rows (k, d), accumulated in float64: (k,)."""
-    norms: Tensor = torch.linalg.vector_norm(u, dim=1, dtype=torch.float64)
-    return norms.square()
+    return _dots(u.double(), u.double())
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    dots: Tensor = torch.linalg.vecdot(a, b)
+    return dots
 
 
 class StateMonitor(Monitor):
@@ -107,7 +111,8 @@ class Linear(StateMonitor):
         self.xi = direction
 
     def state(self, u: Tensor) -> Tensor:
-        return torch.stack((squared_norms(u), (u @ self.xi).double()), 1)
+        exact = u.double()
+        return torch.stack((_dots(exact, exact), exact @ self.xi.double()), 1)
 
     def estimate(self, mean_state: Tensor) -> float:
         s1, along = mean_state.tolist()
@@ -122,7 +127,7 @@ class Linear(StateMonitor):
         return {"xi": self.xi}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.xi = state["xi"]
+        self.xi = state["xi"].to(self.xi)
 
 
 class SketchMonitor(StateMonitor):
@@ -151,24 +156,28 @@ class SketchMonitor(StateMonitor):
 
 
 class Exact(Monitor):
-    """H = Var: sends the whole drift, so it saves nothing. The measure of the others.
+    """H = Var: sends the whole model, so it saves nothing. The measure of the others.
 
-    Not computed as S1 - ||ubar||^2, which cancels when workers move together, but as the mean of ||u_k - ubar||^2 once
-    ubar is known; in float64, so that equal models have a variance of exactly 0.
+    Not computed as S1 - ||ubar||^2, which cancels when workers move together, but as the mean of ||w_k - wbar||^2 once
+    wbar is known; in float64, and what is below its rounding is 0, so that equal models have no variance at all.
     """
 
     def __init__(self, d: int) -> None:
         self.paper_bytes = 4 * (d + 1)
 
     def variance(self, fleet: Fleet, anchor: Tensor, *, weighted: bool = False) -> float:
-        mean = fleet.mean(fleet.params.double() - anchor, "state", paper=self.paper_bytes, weighted=weighted)
-        return distance_to(mean + anchor, fleet, weighted=weighted)
+        """H, from an average of d numbers and then one of 1, booked as state; needs no anchor."""
+        mean = fleet.mean(fleet.params.double(), "state", paper=self.paper_bytes, weighted=weighted)
+        variance = distance_to(mean, fleet, weighted=weighted)
+        rounding = fleet.workers * torch.finfo(torch.float64).eps
+        return variance if variance > rounding**2 * squared_norms(mean[None]).item() else 0.0
 
 
-def distance_to(model: Tensor, fleet: Fleet, *, weighted: bool = False, book: bool = True) -> float:
+def distance_to(model: Tensor, fleet: Fleet, *, weighted: bool = False, book: bool = True, paper: int = 0) -> float:
     """Mean of ||w_k - model||^2 over all workers: the variance, if `model` (d,) is their mean. One number each."""
     squared = torch.stack([squared_norms((row - model)[None])[0] for row in fleet.params])
-    return fleet.mean(squared[:, None], "state" if book else None, weighted=weighted)[0].item()
+    sent = squared[:, None].to(fleet.params.dtype)
+    return fleet.mean(sent, "state" if book else None, paper=paper, weighted=weighted)[0].item()
 
 
 def unit_vector(fleet: Fleet) -> Tensor:

@@ -31,13 +31,13 @@ __all__ = ["FIGURES", "Plot", "draw", "svg"]
 
 Floats = NDArray[np.float64]
 INK, SOFT, LINE, CARD, HEAT = (LIGHT[key] for key in ("ink", "soft", "line", "card", "heat"))
-WIDTH = 5.0                                                      # inches: text stays readable at a phone's width
+WIDTH = 5.0  # inches: text stays readable at a phone's width
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10.0,
     "text.usetex": False,
-    "text.parse_math": False,                                    # labels are users' text: "$" means "$"
+    "text.parse_math": False,  # labels are users' text: "$" means "$"
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": SOFT,
@@ -62,8 +62,8 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "path.simplify": True,
 }
-MAX_PANELS = 6                                                   # FDA strategies in one figure
-CROWD = 60                                                       # rounds that can be told apart in one panel
+MAX_PANELS = 6  # FDA strategies in one figure
+CROWD = 60  # rounds that can be told apart in one panel
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def draw(run: Run, folder: str | Path) -> list[Path]:
         figure = plot.figure(run)
         if figure is None:
             continue
-        with _styled():                                          # ticks are made, and so styled, only when drawn
+        with _styled():  # ticks are made, and so styled, only when drawn
             png, vector = target / f"{plot.name}.png", target / f"{plot.name}.svg"
             figure.savefig(png, dpi=150, metadata={"Software": None})
             figure.savefig(vector, metadata={"Date": None, "Creator": None, "Title": plot.title})
@@ -278,7 +278,7 @@ def who_holds_what(run: Run) -> Figure | None:
     counts, names = run.partition.counts, run.partition.class_names
     workers, classes = counts.shape
     bubbles = workers <= 40 and classes <= 20
-    if workers > 60:                                             # many workers: a pattern shows only when sorted
+    if workers > 60:  # many workers: a pattern shows only when sorted
         counts = counts[np.lexsort((-counts.max(axis=1), counts.argmax(axis=1)))]
     figure = _figure(1.6 + min(max(0.26 * classes, 1.8), 6.0))
     grid = figure.add_gridspec(2, 1, height_ratios=[0.8, min(max(0.26 * classes, 1.8), 6.0)])
@@ -292,14 +292,14 @@ def who_holds_what(run: Run) -> Figure | None:
     total.tick_params(axis="x", labelbottom=False, length=0)
     if bubbles:
         row, column = np.nonzero(counts)
-        pitch = min(72 * (WIDTH - 1.0) / workers, 72 * 0.26)     # points between two bubbles
+        pitch = min(72 * (WIDTH - 1.0) / workers, 72 * 0.26)  # points between two bubbles
         size = (0.92 * pitch) ** 2 * counts[row, column] / counts.max()
         axes.scatter(row, column, s=size, color=HEAT, lw=0)
         axes.set_title(f"samples per class: the largest bubble is {_count(counts.max())}", fontsize=10)
         axes.grid(visible=True)
     else:
         shade = LinearSegmentedColormap.from_list("held", [(*_rgb(HEAT), 0.0), (*_rgb(HEAT), 1.0)])
-        norm = PowerNorm(0.5, vmin=0, vmax=counts.max())         # one large holder must not fade all others
+        norm = PowerNorm(0.5, vmin=0, vmax=counts.max())  # one large holder must not fade all others
         image = axes.imshow(counts.T, aspect="auto", cmap=shade, norm=norm, interpolation="antialiased", origin="lower")
         bar = figure.colorbar(image, ax=[axes], pad=0.02, aspect=12, shrink=0.9)
         bar.outline.set_visible(False)
@@ -390,7 +390,7 @@ def _accuracy(run: Run, over: str, xlabel: str, scale: Literal["log", "linear", 
     if not curves:
         return None
     size = 1
-    if over == "seconds":                                        # one unit for the whole axis
+    if over == "seconds":  # one unit for the whole axis
         longest = max(x.max() for seeds in curves.values() for _, x, _ in seeds)
         unit, size = next((u for u in (("d", 86400), ("h", 3600), ("min", 60)) if longest >= 3 * u[1]), ("s", 1))
         xlabel = f"{xlabel} ({unit})"
@@ -493,7 +493,7 @@ def _checks(axes: Axes, checks: Checks, part: slice, colour: str) -> None:
     log = bool(len(shown)) and shown.max() > 30 * np.percentile(shown, 3)
     y = np.where(np.isfinite(estimate) & ((estimate > 0) | (not log)), estimate, np.nan)
     crowded = int(sync.sum()) > CROWD or len(step) > 4000
-    if crowded:                                                  # single teeth would merge: show what they reach
+    if crowded:  # single teeth would merge: show what they reach
         _band(axes, step, y, colour, min(max(int(sync.sum()) // 3, 25), 120))
     else:
         keep = _thin(y, 500)
@@ -563,13 +563,13 @@ def _round_lengths(evaluations: Evaluations, checks: Checks) -> tuple[Floats, Fl
     """Return (step at the round's end, steps in it): exact from checks, else means between evaluations."""
     if checks.sync.any():
         at = checks.step[checks.sync]
-        before = np.r_[checks.step[0] - 1, at[:-1]]              # a check follows every step, the first one included
+        before = np.r_[checks.step[0] - 1, at[:-1]]  # a check follows every step, the first one included
         return at, at - before
     known = np.isfinite(evaluations.syncs)
     step = np.r_[0.0, evaluations.step[known]]
     syncs = np.r_[0.0, evaluations.syncs[known]]
-    ends = [0]                                                   # join evaluations until enough rounds have ended:
-    for i in range(len(step)):                                   # between two of them it may be one more or less
+    ends = [0]  # join evaluations until enough rounds have ended:
+    for i in range(len(step)):  # between two of them it may be one more or less
         if syncs[i] - syncs[ends[-1]] >= max(1.0, syncs[-1] / 12):
             ends.append(i)
     step, syncs = step[ends], syncs[ends]
@@ -648,7 +648,7 @@ def _legend_height(names: Mapping[str, str]) -> float:
 
 def _legend(figure: Figure, handles: list[Any], texts: list[str], columns: int, handle: float = 2.6) -> None:
     texts = [_printable(text) for text in texts]
-    texts = [f" {text}" if text.startswith("_") else text for text in texts]     # matplotlib would hide those names
+    texts = [f" {text}" if text.startswith("_") else text for text in texts]  # matplotlib would hide those names
     spaces = {"columnspacing": 1.4, "labelspacing": 0.35, "handletextpad": 0.5, "borderpad": 0.2}
     figure.legend(handles, texts, loc="outside lower left", ncols=columns, handlelength=handle, **spaces)
 

@@ -281,7 +281,7 @@ def _histories(file: Path) -> dict[tuple[str, int], History]:
             entry = json.loads(line)
         except ValueError as problem:
             if i == last:
-                break                                            # killed while writing: the rest of the file counts
+                break  # killed while writing: the rest of the file counts
             raise _damaged(where, "not JSON") from problem
         entry = _object(entry, where)
         kind = entry.get("kind")
@@ -319,7 +319,7 @@ def _checks(rows: list[tuple[float, ...]]) -> Checks:
 
 
 def _columns(rows: list[tuple[float, ...]], width: int) -> list[Floats]:
-    latest = {row[0]: row for row in rows}                       # a resumed run may repeat steps: the later line counts
+    latest = {row[0]: row for row in rows}  # a resumed run may repeat steps: the later line counts
     table = np.array([latest[step] for step in sorted(latest)], dtype=np.float64).reshape(-1, width)
     return list(table.T)
 

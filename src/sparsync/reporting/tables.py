@@ -38,7 +38,7 @@ def table(run: Run) -> Table:
     best = cheapest(summary)
     goal = run.target is not None
     made = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    made.add_column("Strategy", overflow="fold")                 # the one column that gives way
+    made.add_column("Strategy", overflow="fold")  # the one column that gives way
     made.add_column("Accuracy", justify="right", no_wrap=True)
     made.add_column("Steps", justify="right", no_wrap=True)
     made.add_column(syncs_title(summary).replace("/", "/\n"), justify="right", no_wrap=True)

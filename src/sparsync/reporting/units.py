@@ -46,7 +46,7 @@ def spread_of(values: Sequence[float | None], of: int) -> Spread | None:
         return None
     mean = math.fsum(known) / len(known)
     if len(known) > 1 and min(known) == max(known):
-        return Spread(known[0], 0.0, len(known), of)             # exactly: a mean may differ in its last bit
+        return Spread(known[0], 0.0, len(known), of)  # exactly: a mean may differ in its last bit
     deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in known) / (len(known) - 1)) if len(known) > 1 else None
     return Spread(mean, deviation, len(known), of)
 
@@ -104,9 +104,7 @@ def plain(spread: Spread | None, kind: str, separator: str = " ± ") -> str:
     return f"{human_count(spread.mean)}{separator}{human_count(spread.deviation)}"
 
 
-def _human(
-    value: float, deviation: float | None, units: Sequence[tuple[str, Decimal]], separator: str = " ± "
-) -> str:
+def _human(value: float, deviation: float | None, units: Sequence[tuple[str, Decimal]], separator: str = " ± ") -> str:
     if not math.isfinite(value):
         return NOTHING
     exact, sign = abs(Decimal(value)), "-" if value < 0 else ""

@@ -78,8 +78,10 @@ class Dense:
         body = unpack(payload, _NUMBERS[self.precision], numel * self.dtype.itemsize)
         if len(body) != numel * self.dtype.itemsize:
             raise PayloadError(f"payload: {len(body)} bytes of {self.precision}, expected {numel} numbers")
-        raw = torch.from_numpy(np.frombuffer(body, dtype=np.uint8).copy())
-        x = raw.view(self.dtype).to(torch.float64 if self.precision == "float64" else torch.float32)
+        x = torch.empty(numel, dtype=self.dtype)
+        if numel:
+            x.view(torch.uint8).numpy()[:] = np.frombuffer(body, np.uint8)
+        x = x.to(torch.float64 if self.precision == "float64" else torch.float32)
         if finite and not bool(torch.isfinite(x).all()):
             raise PayloadError("payload: holds NaN or infinity; its sender diverged")
         return x

@@ -152,6 +152,8 @@ class Fleet:
             If the mean's first entry is not finite: then no later average would mend it. A worker whose loss was not
             finite has filled its row with NaN, so this happens in all processes at once, and names that worker.
         """
+        if x.shape[1] == 0:  # no numbers, no message
+            return x.sum(0)
         codec = self._codec if kind in ("model", "gradient") else self._native
         if self.topology.name == "star":
             x = codec.round(x)
@@ -165,7 +167,7 @@ class Fleet:
             mean = codec.round(mean)
         if kind is not None:
             self._book(kind, x.shape[1], x.itemsize if self.topology.name == "ring" else codec.dtype.itemsize, paper)
-        if mean.numel() and not math.isfinite(mean[0].item()):
+        if not math.isfinite(mean[0].item()):
             self.diverged(kind or "model")
         return mean
 
@@ -253,7 +255,7 @@ class Fleet:
         return {
             "params": self.params,
             "buffers": self.arena.buffers,
-            "counters": self.arena.counters,
+            "others": self.arena.others,
             "ledger": self.ledger.state_dict(),
             "clock": self.clock.state_dict(),
             "syncs": self.syncs,
@@ -263,7 +265,8 @@ class Fleet:
         """Continue from a checkpoint, in place."""
         self.params.copy_(state["params"])
         self.arena.buffers.copy_(state["buffers"])
-        self.arena.counters.copy_(state["counters"])
+        for rows, saved in zip(self.arena.others, state["others"], strict=True):
+            rows.copy_(saved)
         self.ledger.load_state_dict(state["ledger"])
         self.clock.load_state_dict(state["clock"])
         self.syncs = state["syncs"]

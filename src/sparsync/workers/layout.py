@@ -59,21 +59,25 @@ class Layout:
         """
         trained = []
         for name, parameter in module.named_parameters(remove_duplicate=False):
-            check_parameter(name, parameter)
             if parameter.requires_grad:
+                check_parameter(name, parameter)
                 trained.append((name, parameter))
         if not trained:
             raise UsageError("the model has no trainable parameters; set requires_grad=True on what is to be trained")
         return cls(trained)
 
     @classmethod
-    def of_buffers(cls, module: nn.Module, floating: bool) -> Layout:
-        """Layout of a module's buffers: its floating-point ones, or its counters (int64)."""
-        return cls(
-            (name, buffer)
-            for name, buffer in module.named_buffers(remove_duplicate=False)
-            if (buffer.is_floating_point() if floating else buffer.dtype == torch.int64)
-        )
+    def of_floating_buffers(cls, module: nn.Module) -> Layout:
+        """Layout of a module's floating-point buffers (BatchNorm's running statistics)."""
+        named = module.named_buffers(remove_duplicate=False)
+        return cls((name, buffer) for name, buffer in named if buffer.is_floating_point())
+
+    @classmethod
+    def of_other_buffers(cls, module: nn.Module) -> dict[torch.dtype, Layout]:
+        """Layouts of a module's other buffers (BatchNorm's counters, masks), one per dtype."""
+        named = [pair for pair in module.named_buffers(remove_duplicate=False) if not pair[1].is_floating_point()]
+        dtypes = dict.fromkeys(buffer.dtype for _, buffer in named)
+        return {dtype: cls((name, buffer) for name, buffer in named if buffer.dtype == dtype) for dtype in dtypes}
 
     def views(self, row: Tensor) -> list[Tensor]:
         """Views of a vector (d,), one per slot, in the tensors' shapes."""
@@ -102,8 +106,6 @@ def check_parameter(name: str, parameter: Tensor) -> None:
         raise UsageError(f"parameter {name!r} is sparse ({parameter.layout}); only dense parameters can be averaged")
     if parameter.is_complex():
         raise UsageError(f"parameter {name!r} is complex; hold its real and imaginary parts as two real parameters")
-    if not parameter.is_floating_point():
-        raise UsageError(f"parameter {name!r} has dtype {parameter.dtype}; only floating-point ones can be averaged")
 
 
 class Arena:
@@ -115,20 +117,24 @@ class Arena:
         Parameters and their gradients.
     buffers : Tensor, (k, b)
         Floating-point buffers (BatchNorm's running statistics).
-    counters : Tensor of int64, (k, c)
-        Integer buffers (BatchNorm's number of batches seen); always each worker's own.
+    others : list of Tensor, (k, c)
+        Buffers of other dtypes (BatchNorm's number of batches seen, masks), one matrix per dtype; always each
+        worker's own.
     """
 
     def __init__(
         self, module: nn.Module, k: int, device: torch.device, dtype: torch.dtype, *, gradients: bool = True
     ) -> None:
         self.layout = Layout.of_parameters(module)
-        self.buffer_layout = Layout.of_buffers(module, floating=True)
-        self.counter_layout = Layout.of_buffers(module, floating=False)
+        self.buffer_layout = Layout.of_floating_buffers(module)
+        other_layouts = Layout.of_other_buffers(module)
+        self.other_layouts = list(other_layouts.values())
         self.params = torch.empty(k, self.layout.numel, device=device, dtype=dtype)
         self.grads = torch.zeros(k, self.layout.numel if gradients else 0, device=device, dtype=dtype)
         self.buffers = torch.empty(k, self.buffer_layout.numel, device=device, dtype=dtype)
-        self.counters = torch.empty(k, self.counter_layout.numel, device=device, dtype=torch.int64)
+        self.others = [
+            torch.empty(k, layout.numel, device=device, dtype=other) for other, layout in other_layouts.items()
+        ]
         self.load(module)
 
     @torch.no_grad()
@@ -138,7 +144,8 @@ class Arena:
         buffers = dict(module.named_buffers(remove_duplicate=False))
         self.params.copy_(self.layout.flatten(parameters, self.params[0]).clone())
         self.buffers.copy_(self.buffer_layout.flatten(buffers, self.buffers[0]).clone())
-        self.counters.copy_(self.counter_layout.flatten(buffers, self.counters[0]).clone())
+        for layout, rows in zip(self.other_layouts, self.others, strict=True):
+            rows.copy_(layout.flatten(buffers, rows[0]).clone())
 
     def parameters(self, i: int) -> list[nn.Parameter]:
         """Row i as parameters with gradients, views into the arena, one per slot."""
@@ -154,8 +161,13 @@ class Arena:
         return row
 
     def row_buffers(self, i: int) -> list[Tensor]:
-        """Row i's buffers and counters as views into the arena, one per slot."""
-        return [*self.buffer_layout.views(self.buffers[i]), *self.counter_layout.views(self.counters[i])]
+        """Row i's buffers as views into the arena, one per slot: floating-point ones first."""
+        return [*self.buffer_layout.views(self.buffers[i]), *self.other_views(i)]
+
+    def other_views(self, i: int) -> list[Tensor]:
+        """Row i's buffers of other dtypes as views, one per slot."""
+        pairs = zip(self.other_layouts, self.others, strict=True)
+        return [view for layout, rows in pairs for view in layout.views(rows[i])]
 
 
 class Seat:
@@ -168,8 +180,8 @@ class Seat:
     def __init__(self, module: nn.Module, arena: Arena) -> None:
         self.module = module
         self._parameters = [self._places(module, slot) for slot in arena.layout.slots]
-        buffers = (*arena.buffer_layout.slots, *arena.counter_layout.slots)
-        self._buffers = [self._places(module, slot) for slot in buffers]
+        layouts = (arena.buffer_layout, *arena.other_layouts)
+        self._buffers = [self._places(module, slot) for layout in layouts for slot in layout.slots]
 
     @staticmethod
     def _places(module: nn.Module, slot: Slot) -> list[tuple[nn.Module, str]]:

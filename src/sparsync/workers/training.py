@@ -83,25 +83,34 @@ class LocalTraining:
         """
         self.fleet.ledger.step_begins()
         self.seat.module.train()
-        global_state = torch.get_rng_state() if self.stochastic else None
-        if before_step is not None:
-            if not isinstance(steps, int):
-                raise ValueError("before_step: workers that exchange gradients must take the same number of steps")
-            for _ in range(steps):
-                for worker in self.workers:
-                    self._backward(worker)
-                before_step()
-                for worker in self.workers:
-                    self._update(worker)
-        else:
-            for worker in self.workers:  # one after the other, so a small model stays in the cache
-                for _ in range(steps if isinstance(steps, int) else steps[worker.number]):
-                    if not self._backward(worker):
-                        break
-                    self._update(worker)
-        if global_state is not None:
-            torch.set_rng_state(global_state)
+        forward = self._default_generator()
+        before = forward.get_state() if self.stochastic else None
+        try:
+            if before_step is None:
+                self._train_each(steps)
+            else:
+                self._train_together(steps, before_step)
+        finally:
+            if before is not None:
+                forward.set_state(before)
         self.fleet.clock.compute(steps)
+
+    def _train_each(self, steps: int | Sequence[int]) -> None:
+        for worker in self.workers:  # one after the other, so a small model stays in the cache
+            for _ in range(steps if isinstance(steps, int) else steps[worker.number]):
+                if not self._backward(worker):
+                    break
+                self._update(worker)
+
+    def _train_together(self, steps: int | Sequence[int], before_step: Callable[[], None]) -> None:
+        if not isinstance(steps, int):
+            raise ValueError("before_step: workers that exchange gradients must take the same number of steps")
+        for _ in range(steps):
+            for worker in self.workers:
+                self._backward(worker)
+            before_step()
+            for worker in self.workers:
+                self._update(worker)
 
     def losses(self) -> tuple[float, int]:
         """Sum and number of the batch losses since this was last asked."""
@@ -149,5 +158,7 @@ class LocalTraining:
         """Continue from a checkpoint."""
         for worker, steps, own in zip(self.workers, state["steps"], state["optimizers"], strict=True):
             worker.steps = steps
-            worker.optimizer.state[worker.row] = own
+            worker.optimizer.state[worker.row] = {
+                name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in own.items()
+            }
         self.loss_sum, self.loss_count = state["losses"]

@@ -1,0 +1,53 @@
+"""What all tests share: the command line as a user types it, and torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def call(command: list[str], timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with its output as text."""
+    clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env={**clean, **environment}, check=False
+    )
+
+
+@pytest.fixture
+def sparsync() -> Run:
+    """``sparsync ARGUMENTS`` in a process of its own."""
+    return lambda *arguments, **options: call(
+        [sys.executable, "-m", "sparsync", *(str(argument) for argument in arguments)], **options
+    )
+
+
+@pytest.fixture
+def torchrun() -> Run:
+    """``torchrun --nproc-per-node N ARGUMENTS``."""
+
+    def run(ranks: int, *arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        return call([*launcher, *(str(argument) for argument in arguments)], **{"OMP_NUM_THREADS": "1", **options})
+
+    return run
+
+
+@pytest.fixture
+def results() -> Callable[[Path], list[dict[str, Any]]]:
+    """Results of a run's folder, without the wall clock."""
+
+    def read(folder: Path) -> list[dict[str, Any]]:
+        found = json.loads((folder / "summary.json").read_text())["results"]
+        return [{key: value for key, value in one.items() if key != "wall_seconds"} for one in found]
+
+    return read

@@ -1,0 +1,56 @@
+"""Tiny tasks, and workers that train on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sparsync.task import Dataset, Task, from_arrays
+from sparsync.workers import Arena, Fleet, LocalTraining
+from sparsync.workers.batches import Batches
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def blobs() -> Dataset:
+    """120 points of 6 numbers in 3 overlapping clouds."""
+    rng = np.random.default_rng(5)
+    labels = np.arange(120) % 3
+    points = (rng.normal(size=(120, 6)) + 1.5 * np.eye(6)[labels]).astype(np.float32)
+    return from_arrays(points[:90], labels[:90], points[90:], labels[90:])
+
+
+@pytest.fixture(scope="session")
+def make_training(blobs: Dataset) -> Callable[..., SimpleNamespace]:
+    def make(
+        k: int = 3,
+        *,
+        dataset: Dataset = blobs,
+        model: str | Callable[..., nn.Module] = "mlp:hidden=8",
+        optimizer: str = "sgd:lr=0.1",
+        schedule: str = "constant",
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> SimpleNamespace:
+        task = Task(dataset, model)
+        module = task.module(0, dtype)
+        fleet = Fleet(Arena(module, k, torch.device("cpu"), dtype), k, **options)
+        parts = np.array_split(np.arange(len(dataset.train)), k)
+        batches = [Batches(part, 5, "epochs", 0, number) for number, part in enumerate(parts)]
+        training = LocalTraining(fleet, task, module, batches, optimizer, schedule)
+        return SimpleNamespace(fleet=fleet, training=training, task=task)
+
+    return make

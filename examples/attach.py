@@ -46,9 +46,7 @@ with sparsync.attach(model, optimizer, sparsync.FDA(threshold=threshold)) as syn
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(inputs), targets).backward()
             optimizer.step()  # here FDA checks the models' variance, and averages them if it must
-    with torch.no_grad():  # the workers have drifted since the last average: end with one model
-        sync.fleet.pull()
-        sync.fleet.average_models()
+    sync.average()  # the workers have drifted since the last average: end with one model
 
 if rank == 0:
     with torch.no_grad():

@@ -62,6 +62,8 @@ if __name__ == "__main__":
     else:
         few, many = child(2), child(said.workers)
         arenas = (many["peak"] - few["peak"] - many["optimizer"]) / many["arena"]
-        print(f"{said.workers} workers: peak {many['peak'] / 1e6:.0f} MB, of which 2 workers' {few['peak'] / 1e6:.0f} MB")
+        print(
+            f"{said.workers} workers: peak {many['peak'] / 1e6:.0f} MB, of which 2 workers' {few['peak'] / 1e6:.0f} MB"
+        )
         print(f"arena {many['arena'] / 1e6:.0f} MB, optimiser state {many['optimizer'] / 1e6:.0f} MB")
         print(f"ratio {arenas:.2f} arenas (at most 2.5 are wanted)")

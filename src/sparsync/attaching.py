@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from sparsync.engines.ranks import Ranks
 from sparsync.errors import UsageError
 from sparsync.peers import STRATEGIES, PeerState, PeerStrategy
+from sparsync.spec import unknown
 from sparsync.wire import TOPOLOGIES, Ledger
 from sparsync.workers import Alone, Arena, Fleet, Group
 from sparsync.workers.fleet import BuffersPolicy
@@ -69,8 +70,11 @@ def attach(
     Raises
     ------
     UsageError
-        If a parameter is complex, sparse, on the meta device or not initialised, or none is trainable.
+        If a trainable parameter is complex, sparse, on the meta device or not initialised, or there is none; or if
+        strategy or topology are not known.
     """
+    if topology not in TOPOLOGIES:
+        raise unknown("topology", topology, sorted(TOPOLOGIES))
     chosen = STRATEGIES.build(strategy) if isinstance(strategy, str) else strategy
     return Attached(model, optimizer, chosen, group, seed, topology, buffers)
 

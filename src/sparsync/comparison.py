@@ -1,20 +1,10 @@
-"""From an experiment to its folder: every strategy and seed trained, recorded, saved, and resumed where it stopped.
-
-experiment.toml   the experiment as resolved; `read` it back, or run it again
-run.json          what made the folder: fingerprint, process count, versions
-partition.json    who holds how many samples of which class (first seed)
-history.jsonl     one line per evaluation and per check of a threshold
-summary.json      one result per strategy and seed
-models/           the final mean models, safetensors
-checkpoint/       of the strategy that is running, if any
-"""
+"""From an experiment to its results: every strategy and seed trained, recorded, saved, and resumed where it stopped."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -25,21 +15,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-import safetensors.torch
 import torch
 
 from sparsync.engines import Budget, Pace, PeerLoop
-from sparsync.engines.checkpoint import Checkpoint
 from sparsync.engines.processes import choose, run
-from sparsync.errors import DataError, DivergedError, Interrupted, UsageError
+from sparsync.errors import DivergedError, Interrupted, UsageError
 from sparsync.experiment import Experiment, build, matching, read, to_toml
-from sparsync.peers import LocalSGD
-from sparsync.peers.contract import Cadence
+from sparsync.peers import Cadence, Follower, PeerStrategy
+from sparsync.records import Records, write_json
 from sparsync.spec import parse
 from sparsync.task import Task, counts, load_dataset, partition
 from sparsync.wire import TOPOLOGIES
 from sparsync.workers import Arena, Fleet, Group, LocalTraining
 from sparsync.workers.batches import Batches, Indices
+from sparsync.workers.group import share
 
 
 class Watcher(Protocol):
@@ -86,7 +75,7 @@ def compare(experiment: Experiment, folder: Path, watch: Callable[[Experiment], 
         folder.mkdir(parents=True, exist_ok=True)
         processes = choose(experiment.processes, experiment.workers)
         (folder / "experiment.toml").write_text(to_toml(experiment))
-        _write_json(
+        write_json(
             folder / "run.json",
             {
                 "fingerprint": experiment.fingerprint,
@@ -175,66 +164,12 @@ def _session(group: Group, order: Order) -> None:
             if seed == experiment.seeds[0] and group.rank == 0:
                 table = counts(parts, labels, dataset.classes)
                 names = {"counts": table.tolist(), "class_names": list(dataset.class_names)}
-                _write_json(folder / "partition.json", names)
+                write_json(folder / "partition.json", names)
             for label in experiment.strategies:
                 if (label, seed) not in records.results:
                     one = _One(experiment, task, parts, label, seed, group, records, watcher, stopping)
                     one.run()
     group.barrier()
-
-
-class Records:
-    """What a comparison writes into its folder (rank 0), and what it knows of its earlier results (all ranks)."""
-
-    def __init__(self, folder: Path, experiment: Experiment, group: Group) -> None:
-        self.folder = folder
-        self.experiment = experiment
-        self.group = group
-        self.parameters: int | None = None
-        self.results: dict[tuple[str, int], dict[str, Any]] = {}
-        self.checkpoint = Checkpoint(folder / "checkpoint", group)
-        self.history = folder / "history.jsonl"
-        self._length = 0  # of the history that is final
-        path = folder / "summary.json"
-        if path.exists():
-            try:
-                summary = json.loads(path.read_text())
-                self.results = {(one["label"], one["seed"]): one for one in summary["results"]}
-                self.parameters, self._length = summary["parameters"], summary["history_bytes"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}: not a summary of this version ({error}); compare in a new folder") from None
-        group.barrier()  # all have read before anyone writes
-        self.rewind(self._length)
-
-    def rewind(self, length: int) -> None:
-        """Drop what was written after a checkpoint, to write it again."""
-        if self.group.rank == 0:
-            with self.history.open("ab") as file:
-                file.truncate(length)
-
-    def append(self, lines: list[dict[str, Any]]) -> int:
-        """Write lines of history; return its length in bytes."""
-        if self.group.rank != 0:
-            return 0
-        with self.history.open("ab") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-            return file.tell()
-
-    def finish(self, result: dict[str, Any], length: int) -> None:
-        """Add a result; from now on it is final."""
-        self.results[result["label"], result["seed"]] = result
-        if self.group.rank == 0:
-            _write_json(
-                self.folder / "summary.json",
-                {
-                    "version": version("sparsync"),
-                    "experiment": self.experiment.model_dump(mode="json"),
-                    "parameters": self.parameters,
-                    "history_bytes": length,
-                    "results": list(self.results.values()),
-                },
-            )
-        self.checkpoint.clear()
 
 
 class _One:
@@ -255,7 +190,7 @@ class _One:
         self.experiment, self.label, self.seed = experiment, label, seed
         self.group, self.records, self.watcher = group, records, watcher
         self.lines: list[dict[str, Any]] = []
-        self.length = records.append([])
+        self.length = records.length
         self.wall = 0.0
         self.since = time.monotonic()
         self.stopping = stopping
@@ -266,7 +201,7 @@ class _One:
         said, seed, group = self.experiment, self.seed, self.group
         dtype = torch.float64 if said.dtype == "float64" else torch.float32
         module = task.module(seed, dtype).to(said.device)
-        rows = range(said.workers * group.rank // group.size, said.workers * (group.rank + 1) // group.size)
+        rows = share(said.workers, group.size, group.rank)
         arena = Arena(module, len(rows), torch.device(said.device), dtype)
         fleet = Fleet(
             arena,
@@ -285,24 +220,23 @@ class _One:
         batches = [Batches(parts[worker], said.batch_size, said.batches, seed, worker) for worker in rows]
         training = LocalTraining(fleet, task, module, batches, said.optimizer, said.schedule)
         strategy = said.strategy(self.label)
-        if isinstance(strategy, LocalSGD) and strategy.match is not None:
-            strategy, self.spec = self._matched(strategy, strategy.match)
+        if isinstance(strategy, Follower) and strategy.match is not None:
+            strategy = self._matched(strategy, strategy.match)
         fleet.start()
         budget = Budget(said.steps, said.eval_every, said.target, said.stop_at_target)
         return PeerLoop(fleet, training, strategy.start(fleet), task, budget, self._emit)
 
-    def _matched(self, strategy: LocalSGD, wanted: str) -> tuple[LocalSGD, str]:
-        """Resolve a fixed-period control against the run that it follows."""
+    def _matched(self, strategy: Follower, wanted: str) -> PeerStrategy:
+        """Resolve a strategy against the run that it follows; one that failed still had a cadence until then."""
         earlier = {}
         for label, text in self.experiment.strategies.items():
             if label == self.label:
                 break
             earlier[label] = text
         followed = self.records.results[matching(wanted, earlier), self.seed]
-        if followed["error"]:
-            raise UsageError(f"{self.label}: {wanted} failed, so there is no cadence to match")
-        resolved = strategy.matched(Cadence(followed["steps"], followed["syncs"]))
-        return resolved, f"{self.spec.replace(f'match={wanted}', f'period={resolved.period}')}"
+        cadence = Cadence(followed["steps"], followed["syncs"])
+        self.spec = self.spec.replace(f"match={wanted}", f"period={cadence.period}")
+        return strategy.matched(cadence)
 
     def run(self) -> None:
         """Train, save as it goes, and enter the result in the summary."""
@@ -310,7 +244,7 @@ class _One:
         if saved is not None and (saved["label"], saved["seed"]) == (self.label, self.seed):
             self.loop.load_state_dict(saved["loop"])
             self.wall, self.length = saved["wall_seconds"], saved["history_bytes"]
-            self.records.rewind(self.length)
+        self.records.rewind(self.length)
         if self.watcher:
             self.watcher.started(self.label, self.seed, self.loop.progress.step)
         decide = Pace(self.group, self.experiment.save_seconds, self.stopping)
@@ -383,26 +317,10 @@ class _One:
         }
         if error is None:
             params, buffers = self.loop.mean_model()
-            if self.group.rank == 0:
-                self._save_model(params, buffers)
+            self.records.save_model(self.label, self.seed, self.loop.fleet.arena, params, buffers)
         self.records.finish(result, self.length)
         if self.watcher:
             self.watcher.finished(result)
-
-    def _save_model(self, params: torch.Tensor, buffers: torch.Tensor) -> None:
-        arena = self.loop.fleet.arena
-        tensors = {}
-        for layout, row in ((arena.layout, params), (arena.buffer_layout, buffers)):
-            for slot, view in zip(layout.slots, layout.views(row), strict=True):
-                tensors[slot.names[0]] = view.clone()
-        path = self.records.folder / "models" / f"{slug(self.label)}-seed{self.seed}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        safetensors.torch.save_file(tensors, path)
-
-
-def slug(label: str) -> str:
-    """Return a label as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9.=_-]+", "-", label).strip("-")
 
 
 @contextmanager
@@ -433,10 +351,3 @@ def _watched(order: Order, group: Group) -> Iterator[Watcher | None]:
     else:
         with order.watch(order.experiment) as watcher:
             yield watcher
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Write as a whole: a reader, or a resumed run, sees the old file or the new one."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)

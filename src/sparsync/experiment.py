@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sparsync import spec
 from sparsync.errors import UsageError
-from sparsync.peers import STRATEGIES, LocalSGD, PeerStrategy
+from sparsync.peers import STRATEGIES, Follower, PeerStrategy
 from sparsync.system import Profile
 from sparsync.task import DATASETS, PARTITIONS
 from sparsync.wire.dense import Precision
@@ -138,7 +138,7 @@ class Experiment(BaseModel):
         seen: dict[str, str] = {}
         for label, text in self.strategies.items():
             strategy = STRATEGIES.build(text)
-            if isinstance(strategy, LocalSGD) and strategy.match is not None:
+            if isinstance(strategy, Follower) and strategy.match is not None:
                 matching(strategy.match, seen)
             seen[label] = text
         return self
@@ -199,7 +199,7 @@ def matching(wanted: str, earlier: dict[str, str]) -> str:
     if len(found) == 1:
         return found[0]
     problem = "more than one earlier strategy has that name" if found else "no earlier strategy has that label or name"
-    raise UsageError(f"local-sgd: match={wanted}: {problem}; label one before it, as in {wanted}=fda:threshold=1")
+    raise UsageError(f"match={wanted}: {problem}; label one before it, as in {wanted}=fda:threshold=1")
 
 
 def build(settings: dict[str, Any], source: str = "") -> Experiment:

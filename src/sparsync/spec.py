@@ -33,7 +33,10 @@ def config(cls: type[T]) -> type[T]:
 
     @functools.wraps(init)
     def keywords_only(self: Any, **given: Any) -> None:  # kw_only does not reach fields declared with Field(...)
-        init(self, **given)
+        try:
+            init(self, **given)
+        except ValidationError as error:
+            raise UsageError(f"{cls.__name__}: {explain(error)}") from None
 
     made.__init__ = keywords_only
     return cast("type[T]", made)
@@ -200,12 +203,17 @@ class Registry(Generic[T]):
         given: dict[str, Any] = {
             key: None if value.lower() == "none" else value for key, value in parsed.parameters.items()
         }
+        where = f"{self.kind} {parsed.name!r}: "
+        if inspect.isclass(entry.factory):  # a `config`, which checks its parameters itself
+            try:
+                return entry.factory(*context, **given)
+            except UsageError as error:
+                raise UsageError(where + str(error).removeprefix(f"{entry.factory.__name__}: ")) from None
         try:
-            if not inspect.isclass(entry.factory):
-                given = _validated(entry, given)
-            return entry.factory(*context, **given)
+            given = _validated(entry, given)
         except ValidationError as error:
-            raise UsageError(f"{self.kind} {parsed.name!r}: {explain(error)}") from None
+            raise UsageError(where + explain(error)) from None
+        return entry.factory(*context, **given)
 
 
 def _validated(entry: Entry[Any], given: Mapping[str, Any]) -> dict[str, Any]:

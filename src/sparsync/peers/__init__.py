@@ -1,9 +1,18 @@
 """Equals that average: every-step and fixed-period averaging, and FDA."""
 
-from sparsync.peers.contract import PeerState, PeerStrategy
+from sparsync.peers.contract import Cadence, Follower, PeerState, PeerStrategy
 from sparsync.peers.fda import FDA
 from sparsync.peers.local_sgd import LocalSGD
 from sparsync.peers.registry import STRATEGIES
 from sparsync.peers.synchronous import Synchronous
 
-__all__ = ["FDA", "STRATEGIES", "LocalSGD", "PeerState", "PeerStrategy", "Synchronous"]
+__all__ = [
+    "FDA",
+    "STRATEGIES",
+    "Cadence",
+    "Follower",
+    "LocalSGD",
+    "PeerState",
+    "PeerStrategy",
+    "Synchronous",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sparsync.workers import Fleet
 
@@ -40,6 +40,17 @@ class PeerState(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A strategy that may take its cadence from an earlier run of the same comparison and seed."""
+
+    match: str | None
+    """Label, or strategy name, of the run to follow; None: follows nobody."""
+
+    def matched(self, earlier: Cadence) -> PeerStrategy:
+        """Return the same strategy at the cadence that the earlier run realised."""
 
 
 class PeerStrategy(Protocol):

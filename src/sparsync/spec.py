@@ -204,7 +204,8 @@ class Registry(Generic[T]):
             key: None if value.lower() == "none" else value for key, value in parsed.parameters.items()
         }
         where = f"{self.kind} {parsed.name!r}: "
-        if inspect.isclass(entry.factory):  # a `config`, which checks its parameters itself
+        checks_itself = inspect.isclass(entry.factory)  # a `config`
+        if checks_itself:
             try:
                 return entry.factory(*context, **given)
             except UsageError as error:

@@ -204,6 +204,13 @@ def test_resume_of_what_is_no_run_or_another_experiments_run(cli, tmp_path):
     assert "made by another experiment" in said
 
 
+def test_a_strategy_of_the_users_own_is_imported_in_every_process(sparsync, tmp_path, results):
+    arguments = ["--import", "own_strategy", "--strategy", "primes", "--workers", 2, "--processes", 2, "--steps", 30]
+    done = sparsync("compare", *arguments, "--no-report", "--out", tmp_path / "run", PYTHONPATH=HERE)
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "run")[0]["syncs"] == 10
+
+
 def test_list_shows_everything_with_parameters_and_defaults(cli):
     status, shown, _ = cli("list")
     assert status == 0

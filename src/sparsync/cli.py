@@ -56,7 +56,7 @@ def _say(line: str) -> None:
 @app.command()
 def compare(
     experiment: Annotated[Path | None, typer.Argument(help="An experiment file (TOML). Flags override it.")] = None,
-    data: Annotated[str | None, typer.Option(help="Dataset, as in `sparsync list`. Default: digits.")] = None,
+    data: Annotated[str | None, typer.Option(help="Dataset, or package.module:function. Default: digits.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder (or file) that holds the dataset.")] = None,
     model: Annotated[str | None, typer.Option(help="Model, or package.module:function. Default: mlp.")] = None,
     partition: Annotated[str | None, typer.Option(help="Who holds which samples. Default: iid.")] = None,

@@ -130,8 +130,13 @@ def _rank() -> int:
 
 
 def _run(experiment: Experiment, folder: Path, watch: Callable[[Experiment], Any] | None) -> dict[str, Any]:
+    processes = choose(experiment.processes, experiment.workers)
+    if processes > experiment.workers:
+        raise UsageError(
+            f"workers: {experiment.workers} cannot be shared by {processes} processes; start at most as many"
+        )
     with _locked(folder):
-        run(_session, Order(experiment, folder, watch), choose(experiment.processes, experiment.workers))
+        run(_session, Order(experiment, folder, watch), processes)
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
         return summary
 

@@ -42,7 +42,7 @@ class Experiment(BaseModel):
     Attributes
     ----------
     data, data_root
-        Dataset spec, and the folder or file that holds it.
+        Dataset spec, or ``package.module:function``, and the folder or file that holds it.
     model
         Model spec, or ``package.module:function`` for a factory of your own.
     partition
@@ -119,6 +119,11 @@ class Experiment(BaseModel):
             raise ValueError("give at least one strategy")
         return value
 
+    @field_validator("data_root")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value and value.expanduser().absolute()  # a run may be resumed from another folder
+
     @model_validator(mode="after")
     def _checked(self) -> Experiment:
         if self.target is not None and not 0 < self.target < 1:
@@ -131,7 +136,8 @@ class Experiment(BaseModel):
             raise ValueError(f"precision: a ring moves models as they are, in {self.dtype}; use topology='star'")
         self.import_modules()
         check_device(self.device)
-        DATASETS[spec.parse(self.data).name]
+        if spec.imported(self.data, DATASETS) is None:
+            DATASETS[spec.parse(self.data).name]
         PARTITIONS[spec.parse(self.partition).name]
         OPTIMIZERS.build(self.optimizer, [torch.nn.Parameter(torch.zeros(1))])
         SCHEDULES.build(self.schedule)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -226,3 +227,31 @@ def _validated(entry: Entry[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     model = create_model("Parameters", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
     values = model(**given)
     return {name: getattr(values, name) for name in fields}
+
+
+def imported(spec: str, registry: Registry[Any]) -> Callable[..., object] | None:
+    """Return the function that ``package.module:function`` names; None if the spec is the registry's to build.
+
+    Raises
+    ------
+    UsageError
+        If it names a module or function that does not exist.
+    """
+    place, _, name = spec.strip().partition(":")
+    if place in registry.entries or not ("." in place or name.isidentifier()):
+        return None
+    what = f"{registry.kind} {spec!r}"
+    if not name.isidentifier():
+        raise UsageError(f"{what}: expected package.module:function, but no function is named after the colon")
+    try:
+        module = importlib.import_module(place)
+    except (ImportError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{what}: cannot import {place!r} ({error}); choose one of {', '.join(sorted(registry.entries))}, or put "
+            "the module's folder on PYTHONPATH"
+        ) from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UsageError(f"{what}: module {place!r} has no function {name!r}; define it there")
+    made: Callable[..., object] = function
+    return made

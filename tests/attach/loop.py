@@ -83,8 +83,7 @@ def main() -> None:
     report["booked"] = sync.ledger.moved.get("model", 0) + sync.ledger.moved.get("gradient", 0)
     report["d"] = sync.fleet.d
     (out / f"{rank}.json").write_text(json.dumps(report))
-    if case != "early":
-        dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 main()

@@ -211,6 +211,17 @@ def test_a_strategy_of_the_users_own_is_imported_in_every_process(sparsync, tmp_
     assert results(tmp_path / "run")[0]["syncs"] == 10
 
 
+def test_data_of_the_users_own(cli, results):
+    own = ("--data", "own_data:blobs", "--model", "logistic", "--optimizer", "sgd:lr=0.5", "--strategy", "synchronous")
+    assert cli("compare", *SMALL, *own, "--out", "run")[0] == 0
+    assert results(Path("run"))[0]["accuracy"] > 0.9
+    status, _, said = cli("compare", *SMALL, "--data", "own_data:nothing")
+    assert status == 2
+    assert "dataset 'own_data:nothing': it returned a NoneType; expected a sparsync.Dataset" in said
+    status, _, said = cli("compare", *SMALL, "--data", "own_data:missing")
+    assert "module 'own_data' has no function 'missing'" in said
+
+
 def test_list_shows_everything_with_parameters_and_defaults(cli):
     status, shown, _ = cli("list")
     assert status == 0

@@ -22,7 +22,7 @@ from pydantic import BeforeValidator
 
 from sparsync.errors import DataError, UsageError
 from sparsync.randomness import generator
-from sparsync.spec import Registry
+from sparsync.spec import Registry, imported
 from sparsync.task.data import Dataset, Examples, MapDataset
 
 Bytes = npt.NDArray[np.uint8]
@@ -37,7 +37,9 @@ def load_dataset(spec: str, root: Path | str | None = None) -> Dataset:
     Parameters
     ----------
     spec : str
-        Name and parameters of a registered dataset, e.g. ``"mnist"`` or ``"cifar10:mean=0.5,std=0.5"``.
+        Name and parameters of a registered dataset, e.g. ``"mnist"`` or ``"cifar10:mean=0.5,std=0.5"``; or
+        ``"package.module:function"``, a function of the root that returns a `Dataset` (see `from_arrays`,
+        `from_torch`).
     root : Path or str, optional
         Folder of its files, ``--data-root`` on the command line; ``"digits"`` needs none.
 
@@ -48,7 +50,14 @@ def load_dataset(spec: str, root: Path | str | None = None) -> Dataset:
     DataError
         If a file is missing, truncated or corrupt.
     """
-    return DATASETS.build(spec, None if root is None else Path(root))
+    where = None if root is None else Path(root)
+    function = imported(spec, DATASETS)
+    if function is None:
+        return DATASETS.build(spec, where)
+    made = function(where)
+    if not isinstance(made, Dataset):
+        raise UsageError(f"dataset {spec!r}: it returned a {type(made).__name__}; expected a sparsync.Dataset")
+    return made
 
 
 def from_arrays(

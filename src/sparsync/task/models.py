@@ -7,7 +7,6 @@ as everywhere in ``torch.nn``; `Task.module` seeds it for that moment and puts i
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsync.errors import UsageError
-from sparsync.spec import Registry
+from sparsync.spec import Registry, imported
 
 Shape = tuple[int, ...]
 Norm = Literal["batch", "group"]
@@ -48,21 +47,9 @@ def build_model(spec: str | Callable[..., nn.Module], shape: Shape, classes: int
     """
     if not isinstance(spec, str):
         return _call(spec, getattr(spec, "__name__", repr(spec)), shape, classes)
-    place, _, name = spec.strip().partition(":")
-    if place in MODELS.entries or not ("." in place or name.isidentifier()):
+    function = imported(spec, MODELS)
+    if function is None:
         return MODELS.build(spec, shape, classes)
-    if not name.isidentifier():
-        raise UsageError(f"model {spec!r}: expected package.module:function, but no function is named after the colon")
-    try:
-        module = importlib.import_module(place)
-    except (ImportError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"model {spec!r}: cannot import {place!r} ({error}); choose one of {', '.join(sorted(MODELS.entries))}, or "
-            "put the module's folder on PYTHONPATH"
-        ) from None
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UsageError(f"model {spec!r}: module {place!r} has no function {name!r}; define it there")
     return _call(function, spec, shape, classes)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from sparsync.engines.ranks import Ranks
+from sparsync.engines.shared import SharedMemory
 from sparsync.errors import Interrupted, SparsyncError
 from sparsync.workers import Alone, Group
 
@@ -54,31 +56,28 @@ def run(job: Job, argument: Any, processes: int) -> None:
         What the first process to fail reported; `Interrupted` if the user asked to stop.
     """
     if under_torchrun():
-        with joined(None):
+        dist.init_process_group("gloo")
+        try:
             job(Ranks(), argument)
+        finally:
+            dist.destroy_process_group()
     elif processes == 1:
         job(Alone(), argument)
     else:
         _spawn(job, argument, processes)
 
 
-@contextmanager
-def joined(rendezvous: str | None, rank: int = -1, size: int = -1) -> Iterator[None]:
-    """Be a member of the default process group (gloo) for a while."""
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
 def _spawn(job: Job, argument: Any, processes: int) -> None:
     context = multiprocessing.get_context("spawn")
     reports: SimpleQueue[tuple[str, str]] = context.SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder:
-        rendezvous = Path(folder, "rendezvous").as_uri()
+    arrivals = [context.Semaphore(0) for _ in range(processes)]
+    in_memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=in_memory if in_memory.is_dir() else None) as folder:
+        slots = Path(folder, "slots")
+        with slots.open("wb") as file:
+            file.truncate(SharedMemory.bytes(processes))
         children = [
-            context.Process(target=_child, args=(job, argument, rendezvous, rank, processes, reports), daemon=False)
+            context.Process(target=_child, args=(job, argument, slots, rank, arrivals, reports), daemon=False)
             for rank in range(processes)
         ]
         # Ctrl-C reaches the children as well; rank 0 decides what to do, and this process waits for it.
@@ -111,16 +110,16 @@ def _await(children: list[Any]) -> None:
                 child.kill()
 
 
-def _child(job: Job, argument: Any, rendezvous: str, rank: int, size: int, reports: SimpleQueue[Any]) -> None:
+def _child(
+    job: Job, argument: Any, slots: Path, rank: int, arrivals: list[Semaphore], reports: SimpleQueue[Any]
+) -> None:
     if rank:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 speaks for all
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the processes of one machine need no other interface
     torch.set_num_threads(1)
+    gc.freeze()  # what is here now stays: the collector need not look at all of torch again and again
     try:
-        with joined(rendezvous, rank, size):
-            job(Ranks(), argument)
+        job(SharedMemory(slots, rank, len(arrivals), arrivals), argument)
     except SparsyncError as error:
         if rank == 0 or not isinstance(error, Interrupted):
             reports.put((type(error).__name__, str(error)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,8 +22,6 @@ from torch import Tensor
 from sparsync.peers.sketch import Sketch
 from sparsync.randomness import torch_generator
 from sparsync.workers import Fleet
-
-_CHUNK = 1 << 18  # numbers of drift held at a time, so that a thousand workers need no second arena
 
 
 class Monitor(ABC):
@@ -52,14 +50,18 @@ class Monitor(ABC):
         """Continue from a checkpoint."""
 
 
+def _reused(owner: object, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory of an object's own for a tensor like another one, so that not every step asks for fresh pages."""
+    held: Tensor | None = getattr(owner, name, None)
+    if held is None or held.shape != like.shape:
+        held = torch.empty_like(like, dtype=dtype)
+        setattr(owner, name, held)
+    return held
+
+
 def squared_norms(u: Tensor) -> Tensor:
     """||u_k||^2 of rows (k, d), accumulated in float64: (k,)."""
-    return _dots(u.double(), u.double())
-
-
-def _dots(a: Tensor, b: Tensor) -> Tensor:
-    dots: Tensor = torch.linalg.vecdot(a, b)
-    return dots
+    return torch.stack([torch.dot(row, row) for row in map(Tensor.double, u)])
 
 
 class StateMonitor(Monitor):
@@ -76,10 +78,17 @@ class StateMonitor(Monitor):
     def variance(self, fleet: Fleet, anchor: Tensor, *, weighted: bool = False) -> float:
         """H, from one average of p numbers, booked as state."""
         params = fleet.params
-        rows = max(1, _CHUNK // params.shape[1])
-        states = [self.state(params[i : i + rows] - anchor) for i in range(0, len(params), rows)]
+        drift = _reused(
+            self, "_drift", params[:1]
+        )  # one worker's at a time: no second arena, and it stays in the cache
+        states = [self.state(torch.sub(row, anchor, out=drift)) for row in params[:, None]]
         state = torch.cat(states).to(params.dtype)  # as it is sent
         return self.estimate(fleet.mean(state, "state", paper=self.paper_bytes, weighted=weighted))
+
+    def _rows(self, u: Tensor) -> Iterator[Tensor]:
+        """Rows of (k, d) in float64, one after the other in the same memory."""
+        wide = _reused(self, "_wide", u[0], torch.float64)
+        return (wide.copy_(row) for row in u)
 
 
 class Naive(StateMonitor):
@@ -88,7 +97,7 @@ class Naive(StateMonitor):
     paper_bytes = 4
 
     def state(self, u: Tensor) -> Tensor:
-        return squared_norms(u)[:, None]
+        return torch.stack([torch.dot(row, row) for row in self._rows(u)])[:, None]
 
     def estimate(self, mean_state: Tensor) -> float:
         return mean_state[0].item()
@@ -107,20 +116,19 @@ class Linear(StateMonitor):
     paper_bytes = 8
 
     def __init__(self, direction: Tensor) -> None:
-        self.random = direction
-        self.xi = direction
+        self.random = direction.double()
+        self.xi = self.random  # float64, as all sums of products here
 
     def state(self, u: Tensor) -> Tensor:
-        exact = u.double()
-        return torch.stack((_dots(exact, exact), exact @ self.xi.double()), 1)
+        return torch.stack([torch.stack((torch.dot(row, row), torch.dot(row, self.xi))) for row in self._rows(u)])
 
     def estimate(self, mean_state: Tensor) -> float:
         s1, along = mean_state.tolist()
         return float(s1 - along**2)
 
     def synced(self, now: Tensor, before: Tensor) -> None:
-        moved = now - before
-        length = torch.linalg.vector_norm(moved, dtype=torch.float64).item()
+        moved = (now - before).double()
+        length = torch.linalg.vector_norm(moved).item()
         self.xi = moved / length if length > 0 else self.random
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,7 +156,8 @@ class SketchMonitor(StateMonitor):
         self.paper_bytes = 4 * (sketch.depth * sketch.width + 1)
 
     def state(self, u: Tensor) -> Tensor:
-        return torch.cat((squared_norms(u)[:, None].to(u.dtype), self.sketch(u).flatten(1)), 1)
+        norms = torch.stack([torch.dot(row, row) for row in self._rows(u)])
+        return torch.cat((norms[:, None].to(u.dtype), self.sketch(u).flatten(1)), 1)
 
     def estimate(self, mean_state: Tensor) -> float:
         of_mean = mean_state[1:].view(self.sketch.depth, self.sketch.width)

@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsync.errors import DivergedError, UsageError
 from sparsync.randomness import generator
 from sparsync.system import Clock, Profile
-from sparsync.wire import Dense, Ledger, Ring, Topology
+from sparsync.wire import Dense, Ledger, Ring, Topology, Traffic
 from sparsync.wire.dense import Precision
 from sparsync.wire.ledger import Kind
 from sparsync.workers.group import Alone, Group, share
@@ -98,6 +98,7 @@ class Fleet:
             raise UsageError(f"precision {precision!r}: a ring moves models as they are held, in {native}; use a star")
         self._native = Dense(native)
         self._codec = Dense(precision or native)
+        self._traffic: dict[tuple[int, int], Traffic] = {}  # of a mean, by numbers and their size
         self.ledger = Ledger(workers)
         self.clock = Clock(workers, profile or Profile())
         self.syncs = 0
@@ -172,7 +173,9 @@ class Fleet:
         return mean
 
     def _book(self, kind: Kind, numel: int, itemsize: int, paper: int) -> None:
-        traffic = self.topology.mean(self.workers, numel, itemsize)
+        traffic = self._traffic.get((numel, itemsize))
+        if traffic is None:
+            traffic = self._traffic[numel, itemsize] = self.topology.mean(self.workers, numel, itemsize)
         self.ledger.book(kind, traffic)
         self.clock.exchange(traffic.messages, traffic.serial_bytes)
         if paper:

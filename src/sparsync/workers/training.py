@@ -1,11 +1,12 @@
-"""Local training: each worker takes optimiser steps on its own row, with its own batches, in the one seat."""
+"""Local training: workers take optimiser steps on their own rows, with their own batches, in the one seat."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,25 +19,29 @@ from sparsync.workers.layout import Seat
 from sparsync.workers.optimizers import OPTIMIZERS
 from sparsync.workers.schedules import SCHEDULES
 
+_FETCH = 512  # samples gathered at a time: one call for many small batches, without holding everybody's
+
 
 class Worker:
-    """One worker of this process: its views into the arena, its optimiser, its batches, its own step count."""
+    """One worker of this process: its views into the arena, its batches, its own step count."""
 
-    def __init__(self, number: int, fleet: Fleet, batches: Batches, optimizer: str) -> None:
+    def __init__(self, number: int, fleet: Fleet, batches: Batches) -> None:
         i = number - fleet.rows.start
         self.number = number
-        self.grad = fleet.grads[i]
         self.parameters = fleet.arena.parameters(i)
         self.buffers = fleet.arena.row_buffers(i)
         self.row = fleet.arena.row(i)
-        self.optimizer: Optimizer = OPTIMIZERS.build(optimizer, [self.row])
-        self.rate: float = self.optimizer.param_groups[0]["lr"]
+        self.grad = fleet.grads[i]
         self.batches = batches
         self.steps = 0
 
 
 class LocalTraining:
-    """The workers of this process, training.
+    """The workers of this process, training side by side.
+
+    At every step each worker in turn takes the seat for forward and backward, and then one call of the optimiser
+    updates all their rows. Its rules are element-wise and its state is kept row by row, so this is what optimisers of
+    their own would do; calling one per worker costs more than the arithmetic.
 
     Parameters
     ----------
@@ -68,7 +73,9 @@ class LocalTraining:
         self.schedule = SCHEDULES.build(schedule)
         self.stochastic = task.stochastic(module)
         self.seat = Seat(module, fleet.arena)
-        self.workers = [Worker(number, fleet, own, optimizer) for number, own in zip(fleet.rows, batches, strict=True)]
+        self.workers = [Worker(number, fleet, own) for number, own in zip(fleet.rows, batches, strict=True)]
+        self.optimizer: Optimizer = OPTIMIZERS.build(optimizer, [worker.row for worker in self.workers])
+        self.rate: float = self.optimizer.param_groups[0]["lr"]
         self.loss_sum, self.loss_count = 0.0, 0  # of the batches since `losses` was last asked
 
     def train(self, steps: int | Sequence[int], before_step: Callable[[], None] | None = None) -> None:
@@ -81,36 +88,25 @@ class LocalTraining:
         before_step : callable, optional
             Called when all workers have their gradients and none has stepped; needs one number for all.
         """
+        if before_step is not None and not isinstance(steps, int):
+            raise ValueError("before_step: workers that exchange gradients must take the same number of steps")
         self.fleet.ledger.step_begins()
         self.seat.module.train()
         forward = self._default_generator()
         before = forward.get_state() if self.stochastic else None
+        left = {worker: steps if isinstance(steps, int) else steps[worker.number] for worker in self.workers}
         try:
-            if before_step is None:
-                self._train_each(steps)
-            else:
-                self._train_together(steps, before_step)
+            while active := [worker for worker, n in left.items() if n > 0]:
+                self.fleet.grads.zero_()
+                healthy = self._backward(active)
+                if before_step is not None:
+                    before_step()
+                self._update(healthy)
+                left = {worker: left[worker] - 1 for worker in healthy}
         finally:
             if before is not None:
                 forward.set_state(before)
         self.fleet.clock.compute(steps)
-
-    def _train_each(self, steps: int | Sequence[int]) -> None:
-        for worker in self.workers:  # one after the other, so a small model stays in the cache
-            for _ in range(steps if isinstance(steps, int) else steps[worker.number]):
-                if not self._backward(worker):
-                    break
-                self._update(worker)
-
-    def _train_together(self, steps: int | Sequence[int], before_step: Callable[[], None]) -> None:
-        if not isinstance(steps, int):
-            raise ValueError("before_step: workers that exchange gradients must take the same number of steps")
-        for _ in range(steps):
-            for worker in self.workers:
-                self._backward(worker)
-            before_step()
-            for worker in self.workers:
-                self._update(worker)
 
     def losses(self) -> tuple[float, int]:
         """Sum and number of the batch losses since this was last asked."""
@@ -118,13 +114,25 @@ class LocalTraining:
         self.loss_sum, self.loss_count = 0.0, 0
         return seen
 
-    def _backward(self, worker: Worker) -> bool:
-        """Gradients of one batch into the worker's row; False if its loss is not finite."""
+    def _backward(self, active: list[Worker]) -> list[Worker]:
+        """Add the gradients of one batch each to the workers' rows; return those whose loss is finite."""
+        return [worker for worker, inputs, labels in self._fetch(active) if self._backward_one(worker, inputs, labels)]
+
+    def _fetch(self, active: list[Worker]) -> Iterator[tuple[Worker, Tensor, Tensor]]:
+        """Every worker with its next batch."""
+        train = self.task.dataset.train
+        each = max(1, _FETCH // max(worker.batches.batch_size for worker in active))
+        for start in range(0, len(active), each):
+            some = active[start : start + each]
+            indices = [worker.batches[worker.steps] for worker in some]
+            inputs, labels = train.batch(np.concatenate(indices), self.dtype, self.device)
+            sizes = [len(own) for own in indices]
+            yield from zip(some, inputs.split_with_sizes(sizes), labels.split_with_sizes(sizes), strict=True)
+
+    def _backward_one(self, worker: Worker, inputs: Tensor, labels: Tensor) -> bool:
         if self.stochastic:
             self._default_generator().manual_seed(torch_seed(self.fleet.seed, "forward", worker.number, worker.steps))
-        inputs, labels = self.task.dataset.train.batch(worker.batches[worker.steps], self.dtype, self.device)
         module = self.seat.bind(worker.parameters, worker.buffers)
-        worker.grad.zero_()
         loss: Tensor = self.task.loss(module(inputs), labels)
         value = loss.item()
         if not math.isfinite(value):
@@ -135,10 +143,15 @@ class LocalTraining:
         self.loss_count += 1
         return True
 
-    def _update(self, worker: Worker) -> None:
-        worker.optimizer.param_groups[0]["lr"] = worker.rate * self.schedule(worker.steps)
-        worker.optimizer.step()
-        worker.steps += 1
+    def _update(self, workers: list[Worker]) -> None:
+        """One optimiser step of these workers: in one call for all that have taken equally many before."""
+        for taken in sorted({worker.steps for worker in workers}):
+            for worker in self.workers:  # the optimiser passes over rows without a gradient
+                worker.row.grad = worker.grad if worker.steps == taken and worker in workers else None
+            self.optimizer.param_groups[0]["lr"] = self.rate * self.schedule(taken)
+            self.optimizer.step()
+        for worker in workers:
+            worker.steps += 1
 
     def _default_generator(self) -> torch.Generator:
         """Where dropout draws from. It is seeded per worker and step, and put back after local training."""
@@ -147,10 +160,10 @@ class LocalTraining:
         return torch.default_generator
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimisers' states and step counts of the workers here."""
+        """Return the optimiser's state and step count of each worker here."""
         return {
             "steps": [worker.steps for worker in self.workers],
-            "optimizers": [dict(worker.optimizer.state[worker.row]) for worker in self.workers],
+            "optimizers": [dict(self.optimizer.state[worker.row]) for worker in self.workers],
             "losses": [self.loss_sum, self.loss_count],
         }
 
@@ -158,7 +171,7 @@ class LocalTraining:
         """Continue from a checkpoint."""
         for worker, steps, own in zip(self.workers, state["steps"], state["optimizers"], strict=True):
             worker.steps = steps
-            worker.optimizer.state[worker.row] = {
+            self.optimizer.state[worker.row] = {
                 name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in own.items()
             }
         self.loss_sum, self.loss_count = state["losses"]

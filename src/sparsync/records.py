@@ -47,6 +47,9 @@ class Records:
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path}: not a summary of this version ({error}); compare in a new folder") from None
         group.barrier()  # all have read before anyone writes
+        if group.rank == 0:
+            for unfinished in (folder / "models").glob(".tmp*"):  # safetensors' own, of a process that was killed
+                unfinished.unlink()
 
     def rewind(self, length: int) -> None:
         """Drop the history that follows what is final, or a checkpoint: it will be written again."""

@@ -536,9 +536,10 @@ def test_property_18_both_kernels_equal_the_definition(d: int, dtype: torch.dtyp
         expected = by_definition(v, buckets, signs, width)
         tolerance = {torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
         for kernel in (matrix, blocks):
-            assert kernel(v).shape == (depth, width)
-            assert kernel(v).dtype == dtype
-            assert torch.allclose(kernel(v).double(), expected, rtol=0, atol=tolerance)
+            for sketch in (kernel(v[None]), kernel(torch.stack([-v, v, 2 * v]))[1:2]):  # alone, and among others
+                assert sketch.shape == (1, depth, width)
+                assert sketch.dtype == dtype
+                assert torch.allclose(sketch[0].double(), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("d", [3, 250, 1001])

@@ -50,6 +50,10 @@ class Monitor(ABC):
         """Continue from a checkpoint."""
 
 
+_TOGETHER = 8  # workers whose drifts are taken together, up to _SMALL parameters
+_SMALL = 1 << 20
+
+
 def _reused(owner: object, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Memory of an object's own for a tensor like another one, so that not every step asks for fresh pages."""
     held: Tensor | None = getattr(owner, name, None)
@@ -78,10 +82,11 @@ class StateMonitor(Monitor):
     def variance(self, fleet: Fleet, anchor: Tensor, *, weighted: bool = False) -> float:
         """H, from one average of p numbers, booked as state."""
         params = fleet.params
-        drift = _reused(
-            self, "_drift", params[:1]
-        )  # one worker's at a time: no second arena, and it stays in the cache
-        states = [self.state(torch.sub(row, anchor, out=drift)) for row in params[:, None]]
+        few = (
+            min(len(params), _TOGETHER) if fleet.d <= _SMALL else 1
+        )  # their drifts are held at a time: no second arena
+        drift = _reused(self, "_drift", params[:few])
+        states = [self.state(torch.sub(rows, anchor, out=drift[: len(rows)])) for rows in torch.split(params, few)]
         state = torch.cat(states).to(params.dtype)  # as it is sent
         return self.estimate(fleet.mean(state, "state", paper=self.paper_bytes, weighted=weighted))
 

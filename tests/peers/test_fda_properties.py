@@ -536,10 +536,22 @@ def test_property_18_both_kernels_equal_the_definition(d: int, dtype: torch.dtyp
         expected = by_definition(v, buckets, signs, width)
         tolerance = {torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
         for kernel in (matrix, blocks):
-            for sketch in (kernel(v[None]), kernel(torch.stack([-v, v, 2 * v]))[1:2]):  # alone, and among others
-                assert sketch.shape == (1, depth, width)
-                assert sketch.dtype == dtype
-                assert torch.allclose(sketch[0].double(), expected, rtol=0, atol=tolerance)
+            assert kernel(v).shape == (depth, width)
+            assert kernel(v).dtype == dtype
+            assert torch.allclose(kernel(v).double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("workers", [2, 7, 20])
+def test_property_3_one_sketch_of_the_summed_drift_serves_all_workers(workers: int, make_fleet: MakeFleet) -> None:
+    """The estimate is that of the mean of everybody's own state, and so is what is booked."""
+    fleet = make_fleet(workers, 600)
+    fleet.params.copy_(normal(workers, 600).float())
+    anchor = normal(600, seed=9).float()
+    monitor = FDA(threshold=1.0, monitor="sketch", width=50).start(fleet).monitor
+    assert isinstance(monitor, SketchMonitor)
+    each = monitor.estimate(monitor.state(fleet.params - anchor).mean(0))
+    assert monitor.variance(fleet, anchor) == pytest.approx(each, rel=1e-5)
+    assert fleet.ledger.moved["state"] == 2 * (workers - 1) * 4 * (1 + 5 * 50)
 
 
 @pytest.mark.parametrize("d", [3, 250, 1001])

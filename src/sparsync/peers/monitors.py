@@ -81,14 +81,18 @@ class StateMonitor(Monitor):
 
     def variance(self, fleet: Fleet, anchor: Tensor, *, weighted: bool = False) -> float:
         """H, from one average of p numbers, booked as state."""
-        params = fleet.params
-        few = (
-            min(len(params), _TOGETHER) if fleet.d <= _SMALL else 1
-        )  # their drifts are held at a time: no second arena
+        state = torch.cat([self.state(drift) for drift in self._drifts(fleet.params, anchor)])
+        return self._exchange(fleet, state, weighted)
+
+    def _exchange(self, fleet: Fleet, state: Tensor, weighted: bool) -> float:
+        sent = state.to(fleet.params.dtype)
+        return self.estimate(fleet.mean(sent, "state", paper=self.paper_bytes, weighted=weighted))
+
+    def _drifts(self, params: Tensor, anchor: Tensor) -> Iterator[Tensor]:
+        """Drifts of a few workers at a time, in the same memory: no second arena."""
+        few = min(len(params), _TOGETHER) if params.shape[1] <= _SMALL else 1
         drift = _reused(self, "_drift", params[:few])
-        states = [self.state(torch.sub(rows, anchor, out=drift[: len(rows)])) for rows in torch.split(params, few)]
-        state = torch.cat(states).to(params.dtype)  # as it is sent
-        return self.estimate(fleet.mean(state, "state", paper=self.paper_bytes, weighted=weighted))
+        return (torch.sub(rows, anchor, out=drift[: len(rows)]) for rows in torch.split(params, few))
 
     def _rows(self, u: Tensor) -> Iterator[Tensor]:
         """Rows of (k, d) in float64, one after the other in the same memory."""
@@ -161,8 +165,27 @@ class SketchMonitor(StateMonitor):
         self.paper_bytes = 4 * (sketch.depth * sketch.width + 1)
 
     def state(self, u: Tensor) -> Tensor:
-        norms = torch.stack([torch.dot(row, row) for row in self._rows(u)])
-        return torch.cat((norms[:, None].to(u.dtype), self.sketch(u).flatten(1)), 1)
+        return torch.cat((self._norms(u)[:, None].to(u.dtype), self.sketch(u).flatten(1)), 1)
+
+    def _norms(self, u: Tensor) -> Tensor:
+        return torch.stack([torch.dot(row, row) for row in self._rows(u)])
+
+    def variance(self, fleet: Fleet, anchor: Tensor, *, weighted: bool = False) -> float:
+        """H, from one average of 1 + l m numbers, booked as state.
+
+        A sketch is linear, so that of the summed drift is the sum of the sketches: a process that hosts many workers
+        sketches once. Only the workers' mean matters, so the first row stands for all of them.
+        """
+        if weighted or len(fleet.params) == 1:
+            return super().variance(fleet, anchor, weighted=weighted)
+        norms, total = [], torch.zeros_like(anchor)
+        for drift in self._drifts(fleet.params, anchor):
+            norms.append(self._norms(drift))
+            total += drift.sum(0)
+        state = fleet.params.new_zeros(len(fleet.params), 1 + self.sketch.depth * self.sketch.width)
+        state[:, 0] = torch.cat(norms)
+        state[0, 1:] = self.sketch(total[None]).flatten()
+        return self._exchange(fleet, state, weighted)
 
     def estimate(self, mean_state: Tensor) -> float:
         of_mean = mean_state[1:].view(self.sketch.depth, self.sketch.width)

@@ -30,9 +30,6 @@ from sparsync.errors import UsageError
 
 Layout = Literal["block", "count"]
 
-_TOGETHER = 8  # vectors that share one product with the matrix
-_TILE = 4096  # numbers of each that are transposed at a time
-
 _MATRIX_LIMIT = 1 << 20  # parameters up to which the sketch is held as a sparse matrix: 8 bytes per parameter and row
 
 
@@ -88,7 +85,7 @@ class Sketch:
 
     def __call__(self, v: Tensor) -> Tensor:
         """Sketches of vectors (k, d): (k, l, m)."""
-        return self._apply(v)
+        return torch.stack([self._apply(row) for row in v])
 
     @staticmethod
     def squared_norm(sketch: Tensor) -> float:
@@ -134,17 +131,7 @@ class _Matrix:
             ).to(device)
 
     def __call__(self, v: Tensor) -> Tensor:
-        products = [self._multiply(some) for some in torch.split(v, _TOGETHER)]
-        return torch.cat(products).view(len(v), *self.shape)
-
-    def _multiply(self, v: Tensor) -> Tensor:
-        """Sketches of a few vectors (k, d), as (k, l m): the matrix is read once for all of them."""
-        if len(v) == 1:
-            return (self.matrix @ v[0])[None]
-        columns = v.new_empty(v.shape[1], len(v))
-        for into, tile in zip(torch.split(columns, _TILE), torch.split(v, _TILE, dim=1), strict=True):
-            into.copy_(tile.T)  # tile by tile, or every number would cost a cache line
-        return (self.matrix @ columns).T
+        return (self.matrix @ v).view(self.shape)
 
 
 class _Blocks:
@@ -176,9 +163,6 @@ class _Blocks:
         self.vector = torch.zeros(blocks, width + 1, device=device, dtype=dtype)
 
     def __call__(self, v: Tensor) -> Tensor:
-        return torch.stack([self._sketch(row) for row in v])
-
-    def _sketch(self, v: Tensor) -> Tensor:
         m, whole = self.width, self.d // self.width
         self.vector[:whole, :m] = v[: whole * m].view(whole, m)
         if whole < len(self.vector):

@@ -99,6 +99,9 @@ class StateMonitor(Monitor):
         wide = _reused(self, "_wide", u[0], torch.float64)
         return (wide.copy_(row) for row in u)
 
+    def _norms(self, u: Tensor) -> Tensor:
+        return torch.stack([torch.dot(row, row) for row in self._rows(u)])
+
 
 class Naive(StateMonitor):
     """H = S1: as if the drifts had nothing in common. One number."""
@@ -106,7 +109,7 @@ class Naive(StateMonitor):
     paper_bytes = 4
 
     def state(self, u: Tensor) -> Tensor:
-        return torch.stack([torch.dot(row, row) for row in self._rows(u)])[:, None]
+        return self._norms(u)[:, None]
 
     def estimate(self, mean_state: Tensor) -> float:
         return mean_state[0].item()
@@ -166,9 +169,6 @@ class SketchMonitor(StateMonitor):
 
     def state(self, u: Tensor) -> Tensor:
         return torch.cat((self._norms(u)[:, None].to(u.dtype), self.sketch(u).flatten(1)), 1)
-
-    def _norms(self, u: Tensor) -> Tensor:
-        return torch.stack([torch.dot(row, row) for row in self._rows(u)])
 
     def variance(self, fleet: Fleet, anchor: Tensor, *, weighted: bool = False) -> float:
         """H, from one average of 1 + l m numbers, booked as state.

@@ -38,7 +38,7 @@ def measure(workers: int) -> None:
     while fleet.syncs < 2:
         training.train(strategy.local_steps(fleet))
         strategy.exchange(fleet)
-    states = [value for worker in training.workers for value in worker.optimizer.state[worker.row].values()]
+    states = [value for worker in training.workers for value in training.optimizer.state[worker.row].values()]
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     arena = fleet.params.numel() * fleet.params.itemsize

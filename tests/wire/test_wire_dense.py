@@ -61,7 +61,8 @@ def test_any_shape_is_flattened(precision: Precision, shape: tuple[int, ...]) ->
 
 def test_views_and_gradients_travel_too() -> None:
     x = torch.arange(12.0).view(3, 4)
-    for view in (x.t(), x[:, 1], x[::2], torch.nn.Parameter(x)):
+    few = (x[0, 1].expand(1), torch.from_numpy(np.zeros(0, np.float32)), torch.from_numpy(np.ones(5)[::5]).float())
+    for view in (x.t(), x[:, 1], x[::2], torch.nn.Parameter(x), *few):
         assert torch.equal(Dense().decode(Dense().encode(view), view.numel()), view.detach().reshape(-1))
 
 

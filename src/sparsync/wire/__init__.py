@@ -1,8 +1,41 @@
 """What crosses the network: payloads, codecs, topologies and the ledger that books every byte."""
 
+from sparsync.wire.chain import Chain, ErrorFeedback, decode_parts
 from sparsync.wire.dense import Dense
-from sparsync.wire.ledger import Ledger
+from sparsync.wire.grammar import parse_chain
+from sparsync.wire.ledger import Kind, Ledger
+from sparsync.wire.parcel import Section, kinds_of, pack_parcel, unpack_parcel, values_of
 from sparsync.wire.payload import HEADER_BYTES, pack, unpack
+from sparsync.wire.quantised import Quantised
+from sparsync.wire.supports import Known, Masked, NonZero, Relative, Support, TopK
 from sparsync.wire.topology import TOPOLOGIES, Ring, Star, Topology, Traffic
 
-__all__ = ["HEADER_BYTES", "TOPOLOGIES", "Dense", "Ledger", "Ring", "Star", "Topology", "Traffic", "pack", "unpack"]
+__all__ = [
+    "HEADER_BYTES",
+    "TOPOLOGIES",
+    "Chain",
+    "Dense",
+    "ErrorFeedback",
+    "Kind",
+    "Known",
+    "Ledger",
+    "Masked",
+    "NonZero",
+    "Quantised",
+    "Relative",
+    "Ring",
+    "Section",
+    "Star",
+    "Support",
+    "TopK",
+    "Topology",
+    "Traffic",
+    "decode_parts",
+    "kinds_of",
+    "pack",
+    "pack_parcel",
+    "parse_chain",
+    "unpack",
+    "unpack_parcel",
+    "values_of",
+]

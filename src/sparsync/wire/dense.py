@@ -48,10 +48,27 @@ class Dense:
         """What the receiver of ``encode(x)`` will hold: `x` in this precision, in its own dtype again."""
         return x if x.dtype == self.dtype else x.to(self.dtype).to(x.dtype)
 
+    def __str__(self) -> str:
+        return self.precision
+
+    @property
+    def number(self) -> int:
+        """Codec number: 0 to 3."""
+        return _NUMBERS[self.precision]
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every float32 comes back as it was."""
+        return self.dtype.itemsize >= 4
+
     def encode(self, x: Tensor) -> bytes:
         """Encode a vector of any shape, flattened."""
-        raw = x.detach().reshape(-1).to("cpu", self.dtype).contiguous().view(torch.uint8).numpy()
-        return pack(_NUMBERS[self.precision], memoryview(raw.data))
+        return pack(self.number, self._raw(x))
+
+    def _raw(self, x: Tensor) -> memoryview:
+        flat = x.detach().reshape(-1).to("cpu", self.dtype).contiguous()
+        dense = flat.as_strided((len(flat),), (1,))  # of fewer than 2 numbers, any stride counts as contiguous
+        return memoryview(dense.view(torch.uint8).numpy().data)
 
     def decode(self, payload: bytes | memoryview, numel: int, *, finite: bool = False) -> Tensor:
         """Decode a vector.
@@ -75,13 +92,24 @@ class Dense:
         PayloadError
             If the message is damaged, of another codec, or not of this length.
         """
-        body = unpack(payload, _NUMBERS[self.precision], numel * self.dtype.itemsize)
-        if len(body) != numel * self.dtype.itemsize:
+        x = self.decode_body(unpack(payload, self.number, self.body_bytes(numel)), numel)
+        if finite and not bool(torch.isfinite(x).all()):
+            raise PayloadError("payload: holds NaN or infinity; its sender diverged")
+        return x
+
+    def body_bytes(self, numel: int) -> int:
+        """Length of ``encode_body(x)`` for `numel` numbers."""
+        return numel * self.dtype.itemsize
+
+    def encode_body(self, x: Tensor, rng: np.random.Generator | None = None) -> bytes:
+        """As `encode`, without a header: the last stage of a chain. Nothing is drawn from `rng`."""
+        return bytes(self._raw(x))
+
+    def decode_body(self, body: bytes | memoryview, numel: int) -> Tensor:
+        """As `decode`, without a header."""
+        if len(body) != self.body_bytes(numel):
             raise PayloadError(f"payload: {len(body)} bytes of {self.precision}, expected {numel} numbers")
         x = torch.empty(numel, dtype=self.dtype)
         if numel:
             x.view(torch.uint8).numpy()[:] = np.frombuffer(body, np.uint8)
-        x = x.to(torch.float64 if self.precision == "float64" else torch.float32)
-        if finite and not bool(torch.isfinite(x).all()):
-            raise PayloadError("payload: holds NaN or infinity; its sender diverged")
-        return x
+        return x.to(torch.float64 if self.precision == "float64" else torch.float32)

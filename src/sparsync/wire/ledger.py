@@ -41,13 +41,23 @@ class Ledger:
 
     def book(self, kind: Kind, traffic: Traffic) -> None:
         """Book an exchange in the wire view."""
+        self._open(kind)
+        self.sent[kind] += traffic.sent
+        self.received[kind] += traffic.received
+        self.moved[kind] += traffic.total
+
+    def book_message(self, kind: Kind, worker: int, *, up: int = 0, down: int = 0) -> None:
+        """Book bytes between one worker and the server in the wire view."""
+        self._open(kind)
+        self.sent[kind][worker] += up
+        self.received[kind][worker] += down
+        self.moved[kind] += up + down
+
+    def _open(self, kind: Kind) -> None:
         if kind not in self.moved:
             self.sent[kind] = np.zeros(self.workers, np.int64)
             self.received[kind] = np.zeros(self.workers, np.int64)
             self.moved[kind] = 0
-        self.sent[kind] += traffic.sent
-        self.received[kind] += traffic.received
-        self.moved[kind] += traffic.total
 
     def book_paper(self, kind: Kind, nbytes: int) -> None:
         """Book bytes, summed over workers, in the paper view."""

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsync.errors import UsageError
+from sparsync.wire import Chain, Dense, ErrorFeedback, NonZero, Quantised, TopK, parse_chain
+
+supports = st.lists(st.just(NonZero()) | st.floats(0, 1, exclude_min=True).map(TopK), max_size=3).map(tuple)
+values = st.sampled_from(["float32", "bfloat16", "float16"]).map(Dense) | st.builds(  # type: ignore[arg-type]
+    Quantised, st.sampled_from([8, 4, 2]), st.none() | st.integers(1, 10**6), st.booleans()
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(supports, values, st.booleans())
+def test_text_goes_round(supports: tuple[TopK | NonZero, ...], values: Dense | Quantised, feedback: bool) -> None:
+    chain = Chain(supports, values)
+    chain = chain.with_feedback() if feedback else chain
+    assert parse_chain(str(chain)) == chain
+    assert isinstance(parse_chain(str(chain)), ErrorFeedback) == feedback
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("float32", "float32"),
+        (" f16 ", "float16"),
+        ("sparse", "sparse+float32"),
+        ("sparse+bf16", "sparse+bfloat16"),
+        ("topk(5e-2)+q8()", "topk(0.05)+q8"),
+        ("topk( 1 ) + q4( stochastic , block = 256 )", "topk(1.0)+q4(block=256,stochastic)"),
+        ("topk(1e+0)", "topk(1.0)+float32"),
+        ("sparse+topk(0.5)+q2", "sparse+topk(0.5)+q2"),
+        ("ef(topk(0.05)+q4(block=256,stochastic))", "ef(topk(0.05)+q4(block=256,stochastic))"),
+        ("ef( float16 )", "ef(float16)"),
+    ],
+)
+def test_written_out(text: str, canonical: str) -> None:
+    assert str(parse_chain(text)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "chain '': expected stages such as topk(0.05)+q8, got 'nothing' for one"),
+        ("topk(0.1)+", "expected stages such as topk(0.05)+q8, got 'nothing'"),
+        ("+q8", "expected stages"),
+        ("q8)", "expected stages such as topk(0.05)+q8, got 'q8)'"),
+        ("topk(0.1", "expected stages such as topk(0.05)+q8, got 'topk(0.1'"),
+        ("top-k(0.1)", "expected stages"),
+        ("top(0.1)", "unknown stage 'top': did you mean 'topk'? choose one of sparse, topk, float32, bfloat16"),
+        ("float64", "unknown stage 'float64': did you mean 'float16'?"),
+        ("masked", "unknown stage 'masked'"),
+        ("q8+topk(0.1)", "chain 'q8+topk(0.1)': q8 turns numbers into bytes, so it ends a chain, but topk follows it"),
+        ("q4(block=9)+float16", "q4(block=9) turns numbers into bytes, so it ends a chain, but float16 follows it"),
+        ("float32+sparse", "float32 turns numbers into bytes, so it ends a chain, but sparse follows it"),
+        ("topk", "topk takes one fraction, as in topk(0.05), got ''"),
+        ("topk(a)", "topk takes one fraction, as in topk(0.05), got 'a'"),
+        ("topk(0.1,0.2)", "topk takes one fraction, as in topk(0.05), got '0.1,0.2'"),
+        ("topk(0)", "topk: fraction 0.0 is not in (0, 1]; topk(0.05) keeps 5 %"),
+        ("topk(1.5)", "topk: fraction 1.5 is not in (0, 1]"),
+        ("topk(-0.1)", "topk: fraction -0.1 is not in (0, 1]"),
+        ("topk(nan)", "topk: fraction nan is not in (0, 1]"),
+        ("sparse(0.1)", "sparse takes no arguments, got '0.1'"),
+        ("float16(8)", "float16 takes no arguments, got '8'"),
+        ("q8(1024)", "q8 takes block=NUMBERS and stochastic, once each, got '1024'"),
+        ("q8(block=0)", "q8: a block of 0 numbers; use at least 1, or none at all"),
+        ("q8(block=-1)", "got 'block=-1'"),
+        ("q8(block=1.5)", "got 'block=1.5'"),
+        ("q8(block=4,block=4)", "once each, got 'block=4'"),
+        ("q8(stochastic,stochastic)", "once each, got 'stochastic'"),
+        ("q8(stochastic=1)", "got 'stochastic=1'"),
+        ("q4(block=256,)", "got ''"),
+        ("topk(0.1)+ef(q8)", "ef wraps a whole chain, once: ef(topk(0.05)+q8)"),
+        ("ef(ef(q8))", "ef wraps a whole chain, once"),
+        ("ef(q8)+sparse", "ef wraps a whole chain, once"),
+        ("ef()", "got 'nothing'"),
+        ("ef", "ef wraps a whole chain, once"),
+    ],
+)
+def test_bad_chains(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_chain(text)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("topksarefqbicl0123456789.()+=, ", max_size=30))
+def test_any_text_is_a_chain_or_a_usage_error(text: str) -> None:
+    try:
+        chain = parse_chain(text)
+    except UsageError:
+        return
+    assert parse_chain(str(chain)) == chain

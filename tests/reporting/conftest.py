@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from federation import add_federation
 
 from sparsync.reporting import Run, load
 
@@ -194,3 +195,14 @@ def fourteen() -> tuple[str, ...]:
 @pytest.fixture
 def write_run() -> Callable[..., Path]:
     return make
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Callable[..., Run]:
+    """Make a run of peers and federated strategies, two seeds and one refused upload, and read it back."""
+
+    def build(peers: tuple[str, ...] = ("synchronous",), seeds: tuple[int, ...] = (0, 1), **given: Any) -> Run:
+        folder = make(tmp_path / "mixed", labels=peers, seeds=seeds)
+        return load(add_federation(folder, seeds=seeds, **given))
+
+    return build

@@ -11,11 +11,24 @@ import numpy as np
 import pytest
 
 from sparsync.reporting import FIGURES, draw, load
-from sparsync.reporting.figures import _over_seeds, _round_lengths, _thin, svg
-from sparsync.reporting.history import Checks, Evaluations
+from sparsync.reporting.figures import svg
+from sparsync.reporting.figures.cadence import round_lengths
+from sparsync.reporting.figures.curves import Curve, condensed, over_seeds
+from sparsync.reporting.figures.pieces import plain_number
+from sparsync.reporting.figures.variance import thinned
+from sparsync.reporting.history import Checks, Evaluations, History, Rounds
 from sparsync.reporting.palette import looks, short_names
 
 NAMES = [plot.name for plot in FIGURES]
+OF_PEERS = [
+    "accuracy-bytes",
+    "accuracy-steps",
+    "accuracy-seconds",
+    "bytes-by-kind",
+    "variance-threshold",
+    "steps-per-round",
+    "who-holds-what",
+]
 FDA = "fda:monitor=linear,threshold=2"
 
 
@@ -35,16 +48,16 @@ def test_names_are_unique_and_say_something():
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
-def test_draws_every_figure_for_two_labels(made, seeds):
+def test_draws_every_figure_of_two_peers(made, seeds):
     run = made(seeds=seeds)
     files = draw(run, run.folder)
-    assert [file.name for file in files] == [f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")]
+    assert [file.name for file in files] == [f"{name}.{kind}" for name in OF_PEERS for kind in ("png", "svg")]
     assert all(file.stat().st_size > 1000 for file in files)
 
 
 def test_draws_every_figure_for_fourteen_labels(made, fourteen):
     run = made(labels=fourteen, seeds=(0, 1), workers=300, missed=((fourteen[1], 0),), failed=((fourteen[2], 1),))
-    assert len(draw(run, run.folder)) == 2 * len(FIGURES)
+    assert len(draw(run, run.folder)) == 2 * len(OF_PEERS)
     shown = texts(by_name("accuracy-bytes").figure(run))
     assert all(name in shown for name in short_names(fourteen).values())
 
@@ -115,35 +128,61 @@ def test_importing_the_room_loads_no_matplotlib():
 def test_thinning_keeps_peaks_lows_and_ends():
     y = np.sin(np.arange(20_000.0))
     y[777], y[12_345] = 50.0, -50.0
-    keep = _thin(y, 100)
+    keep = thinned(y, 100)
     assert len(keep) <= 202
     assert {0, 777, 12_345, 19_999} <= set(keep.tolist())
     assert (np.diff(keep) > 0).all()
-    assert np.array_equal(_thin(y[:50], 100), np.arange(50))
+    assert np.array_equal(thinned(y[:50], 100), np.arange(50))
+
+
+def curve(at, x, y):
+    at, x, y = (np.array(values, float) for values in (at, x, y))
+    return Curve(at, x, y, y, y)
 
 
 def test_mean_over_seeds_takes_only_steps_that_all_have():
-    one = (np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 30.0]), np.array([0.1, 0.2, 0.3]))
-    two = (np.array([1.0, 2.0]), np.array([20.0, 40.0]), np.array([0.3, 0.4]))
-    x, mean, low, high = _over_seeds([one, two])
+    one = curve([1, 2, 3], [10, 20, 30], [0.1, 0.2, 0.3])
+    two = curve([1, 2], [20, 40], [0.3, 0.4])._replace(low=np.array([0.0, 0.3]))
+    at, x, mean, low, high = over_seeds([one, two])
+    assert at.tolist() == [1.0, 2.0]
     assert x.tolist() == [15.0, 30.0]
     assert mean.tolist() == pytest.approx([0.2, 0.3])
-    assert low.tolist() == [0.1, 0.2]
+    assert low.tolist() == [0.0, 0.2]
     assert high.tolist() == [0.3, 0.4]
 
 
-def test_round_lengths_from_checks_and_from_evaluations():
-    step = np.arange(1.0, 11.0)
+def test_long_curves_keep_their_peaks_as_a_band():
+    y = np.zeros(1000)
+    y[777] = 5.0
+    short = condensed(curve(range(1000), range(1000), y))
+    assert len(short.x) == 120
+    assert short.y.max() == 0.0
+    assert short.high.max() == 5.0
+    assert condensed(short) is short
+
+
+def test_round_lengths_from_checks_rounds_and_evaluations():
     none = np.array([])
-    nothing = Evaluations(*[none] * 8)
-    checks = Checks(step, step, step, np.isin(step, [3, 4, 9]), step)
-    assert [a.tolist() for a in _round_lengths(nothing, checks)] == [[3, 4, 9], [3, 1, 5]]
-    blank = Checks(none, none, none, none > 0, none)
-    syncs = np.array([0.0, 2.0, 2.0, 6.0])
-    at = np.array([10.0, 20.0, 30.0, 40.0])
-    evaluations = Evaluations(at, at, at, at, at, at, syncs, at)
-    assert [a.tolist() for a in _round_lengths(evaluations, blank)] == [[20, 40], [10, 5]]
-    assert _round_lengths(nothing, blank) is None
+    step = np.arange(1.0, 11.0)
+    no_checks, no_rounds = Checks(none, none, none, none > 0, none), Rounds(none, {})
+    nothing = Evaluations(*[none] * 11)
+
+    def lengths(evaluations=nothing, checks=no_checks, rounds=no_rounds):
+        return [a.tolist() for a in round_lengths(History(evaluations, checks, rounds))]
+
+    assert lengths(checks=Checks(step, step, step, np.isin(step, [3, 4, 9]), step)) == [[3, 4, 9], [3, 1, 5]]
+    rounds = Rounds(np.array([1.0, 2.0, 4.0]), {"step": np.array([10.0, 22.0, 42.0])})
+    assert lengths(rounds=rounds) == [[10, 22, 42], [10, 12, 10]]
+    at, syncs = np.array([10.0, 20.0, 30.0, 40.0]), np.array([0.0, 2.0, 2.0, 6.0])
+    assert lengths(evaluations=Evaluations(*[at] * 6, syncs, *[at] * 4)) == [[20, 40], [10, 5]]
+    assert round_lengths(History(nothing, no_checks, no_rounds)) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.5, "0.5"), (1e-3, "0.001"), (2.5e-4, "2.5e-4"), (1e-10, "1e-10"), (1e5, "1e5")]
+)
+def test_plain_numbers(value, text):
+    assert plain_number(value) == text
 
 
 def test_looks_stay_apart_and_names_stay_unique(fourteen):

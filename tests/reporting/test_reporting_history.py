@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from federation import FDA_OPT, LAYERS, REFUSED, SPARSYFED
 
 from sparsync.errors import DataError, SparsyncError, UsageError
 from sparsync.reporting import load
@@ -65,6 +66,46 @@ def test_rounds_count_as_syncs(made):
     assert result.syncs == 50
 
 
+def test_reads_rounds_by_key(mixed):
+    run = mixed()
+    rounds = run.histories[(SPARSYFED, 0)].rounds
+    assert rounds.number.tolist() == list(range(1, 41))
+    assert np.isnan(rounds.of("iou_rounds")[0])
+    assert np.isfinite(rounds.of("iou_rounds")[1:]).all()
+    assert np.isnan(rounds.of("lambda")).all()
+    assert list(rounds.by_layer("act_density")) == list(LAYERS)
+    assert list(rounds.by_layer("layer_density")) == list(LAYERS)
+    assert [pair[:2] for pair in rounds.agreement] == [(20, 10), (30, 10), (30, 20), (40, 10), (40, 20), (40, 30)]
+    assert len(run.histories[("synchronous", 0)].rounds) == 0
+    evaluations = run.histories[(SPARSYFED, 0)].evaluations
+    assert evaluations.rounds.tolist() == evaluations.syncs.tolist() == list(range(2, 41, 2))
+    assert np.isfinite(evaluations.client_accuracy_worst).all()
+    assert np.isnan(run.histories[("synchronous", 0)].evaluations.rounds).all()
+
+
+def test_later_lines_of_a_round_win_by_key(mixed):
+    rounds = mixed().histories[(FDA_OPT, 1)].rounds
+    assert len(rounds) == 40
+    assert rounds.of("estimate").max() < 100  # the first line of each round said 9e9, the third one null
+    assert np.isfinite(rounds.of("variance")).all()
+
+
+def test_reads_refused_uploads(mixed):
+    run = mixed()
+    (refused,) = run.histories[(SPARSYFED, 0)].rejections
+    assert (refused.round, refused.client) == (3, 7)
+    assert refused.reason == REFUSED["reason"]
+    assert run.histories[(SPARSYFED, 1)].rejections == ()
+
+
+def test_what_a_round_says_in_structures_is_left_out(made):
+    file = made().folder / "history.jsonl"
+    file.write_text('{"kind": "round", "label": "a", "round": 1, "by_client": {"3": 1}, "lr": 0.1, "x": [1]}\n')
+    rounds = load(file.parent).histories[("a", 0)].rounds
+    assert list(rounds.columns) == ["lr"]
+    assert rounds.agreement == ()
+
+
 def test_without_history_and_partition(made):
     run = made(histories=False, partition=False)
     assert run.histories == {}
@@ -115,9 +156,22 @@ def test_broken_partitions(made, counts):
         load(folder)
 
 
-@pytest.mark.parametrize("line", ['{"kind": "check"}', '{"kind": "check", "label": "a", "step": "x"}', "3"])
-def test_broken_lines(made, line):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"kind": "check"}', "step is None, expected a number"),
+        ('{"kind": "check", "label": "a", "step": "x"}', "step is 'x', expected a number"),
+        ('{"kind": "check", "label": "a", "seed": "x", "step": 1}', "seed is 'x', expected an integer"),
+        ('{"kind": "round", "label": "a"}', "round is None, expected an integer"),
+        ('{"kind": "round", "label": "a", "round": 1, "lr": "high"}', "lr is 'high', expected a number"),
+        ('{"kind": "round", "label": "a", "round": 1, "iou_history": [[1]]}', r"iou_history holds \[1\]"),
+        ('{"kind": "round", "label": "a", "round": 1, "iou_history": 3}', "iou_history holds 3"),
+        ('{"kind": "rejection", "label": "a", "round": 1}', "client is None, expected an integer"),
+        ("3", "3 where an object was expected"),
+    ],
+)
+def test_broken_lines(made, line, message):
     file = made().folder / "history.jsonl"
     file.write_text(f"{line}\n" + file.read_text())
-    with pytest.raises(DataError, match="line 1"):
+    with pytest.raises(DataError, match=f"line 1: {message}"):
         load(file.parent)

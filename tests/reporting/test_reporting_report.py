@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
+from federation import REFUSED, SPARSYFED
 
 from sparsync.errors import UsageError
 from sparsync.reporting import FIGURES, load, write
+from sparsync.reporting.figures import svg
 
 FDA = "fda:monitor=linear,threshold=2"
 VOID = {"meta", "br", "wbr", "img", "hr", "link", "input"}
@@ -49,13 +52,15 @@ def parsed(run):
 
 
 def test_page_is_whole_and_needs_nothing_else(made):
-    text, page, words = parsed(made(seeds=(0, 1, 2)))
+    run = made(seeds=(0, 1, 2))
+    text, page, words = parsed(run)
+    drawn = [plot for plot in FIGURES if svg(plot, run) is not None]
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
     assert not re.search(r"url\((?!#)|@import", text)
-    assert page.tags.count("figure") == len(FIGURES)
-    assert all(" ".join(plot.caption.split()) in words for plot in FIGURES)
+    assert page.tags.count("figure") == len(drawn) == 7
+    assert all(" ".join(plot.caption.split()) in words for plot in drawn)
     assert "prefers-color-scheme: dark" in text
     assert "width=device-width" in text
     assert "sparsync compare experiment.toml" in words
@@ -109,6 +114,35 @@ def test_without_histories(made):
     _, page, words = parsed(made(histories=False, partition=False))
     assert page.tags.count("figure") == 1
     assert "Comparison" in words
+
+
+def test_peers_and_federations_on_one_page(mixed):
+    text, page, words = parsed(mixed(peers=("synchronous", FDA)))
+    assert page.tags.count("figure") == len(FIGURES)
+    assert "Syncs/rounds" in words
+    assert "local steps one after the other" in words
+    assert "One upload was refused" in words
+    assert f"round 3, client 7 (seed 0): {REFUSED['reason']}" in words
+    assert 'href="#refused"' in text
+    assert 'id="refused"' in text
+    names = re.findall(r'\bid="([^"]*)"', text)
+    assert len(names) == len(set(names))
+
+
+def test_refused_uploads_are_counted_and_escaped(mixed):
+    run = mixed(seeds=(0,), labels=(SPARSYFED,), rounds=10)
+    with (run.folder / "history.jsonl").open("a") as file:
+        for client in range(5):
+            line = {"kind": "rejection", "label": SPARSYFED, "seed": 0, "round": 9, "client": client}
+            file.write(json.dumps({**line, "reason": "<b>" + "x" * 500}) + "\n")
+    _, page, words = parsed(load(run.folder))
+    assert "6 uploads were refused" in words
+    assert "round 3, client 7: upload" in words
+    assert "round 9, client 1: <b>x" in words
+    assert "client 2" not in words
+    assert "and 3 more" in words
+    assert "x" * 300 not in words
+    assert "b" not in page.tags
 
 
 def test_folder_without_a_run(tmp_path):

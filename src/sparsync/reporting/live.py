@@ -16,7 +16,7 @@ _PLAIN_EVERY = 10.0  # seconds between two lines where the output is no terminal
 
 
 class LiveTable:
-    """Step, accuracy, bytes and syncs of every strategy as it trains. A context manager.
+    """Step, accuracy, bytes and syncs or rounds of every strategy as it trains. A context manager.
 
     Parameters
     ----------
@@ -26,10 +26,14 @@ class LiveTable:
         Whether lines name their seed.
     console : Console, optional
         Where to write. Default: standard error, so that results can be piped.
+    total_rounds : int, optional
+        Rounds per federated strategy, at most.
     """
 
-    def __init__(self, total_steps: int, several_seeds: bool, console: Console | None = None) -> None:
-        self.total_steps = total_steps
+    def __init__(
+        self, total_steps: int, several_seeds: bool, console: Console | None = None, total_rounds: int | None = None
+    ) -> None:
+        self.total_steps, self.total_rounds = total_steps, total_rounds
         self.several_seeds = several_seeds
         self.console = console or Console(stderr=True)
         self.rows: dict[tuple[str, int], dict[str, Any]] = {}
@@ -50,7 +54,14 @@ class LiveTable:
 
     def started(self, label: str, seed: int, step: int) -> None:
         """A strategy begins, or goes on at `step`."""
-        self.rows[label, seed] = {"step": step, "accuracy": None, "bytes": 0, "syncs": 0, "state": "trains"}
+        self.rows[label, seed] = {
+            "step": step,
+            "accuracy": None,
+            "bytes": 0,
+            "syncs": 0,
+            "rounds": False,
+            "state": "trains",
+        }
         if step and self._live is None:
             self.console.print(f"{self._name(label, seed)}: resumed at step {step}", markup=False, highlight=False)
 
@@ -60,7 +71,7 @@ class LiveTable:
 
     def moved(self, label: str, seed: int, line: dict[str, Any]) -> None:
         """It was evaluated."""
-        self.rows[label, seed].update(accuracy=line["accuracy"], bytes=line["bytes"], syncs=line["syncs"])
+        self.rows[label, seed].update(accuracy=line["accuracy"], bytes=line["bytes"], **_averagings(line))
         if self._live is None and time.monotonic() - self._shown > _PLAIN_EVERY:
             self._shown = time.monotonic()
             self._say(label, seed, line["step"])
@@ -70,7 +81,11 @@ class LiveTable:
         key = result["label"], result["seed"]
         state = "failed" if result["error"] else "reached" if result["reached"] else "done"
         self.rows[key].update(
-            step=result["steps"], accuracy=result["accuracy"], bytes=result["bytes"]["total"], state=state
+            step=result["steps"],
+            accuracy=result["accuracy"],
+            bytes=result["bytes"]["total"],
+            state=state,
+            **_averagings(result),
         )
         if self._live is None:
             self._say(*key, result["steps"], state)
@@ -80,12 +95,18 @@ class LiveTable:
     def _name(self, label: str, seed: int) -> str:
         return f"{label} (seed {seed})" if self.several_seeds else label
 
+    def _syncs(self, row: dict[str, Any]) -> str:
+        if not row["rounds"]:
+            return f"{row['syncs']} syncs" if row["rounds"] is False else str(row["syncs"])  # not yet known
+        of = "" if self.total_rounds is None else f"/{self.total_rounds}"
+        return f"{row['syncs']}{of} rounds"
+
     def _say(self, label: str, seed: int, step: int, state: str = "") -> None:
         row = self.rows[label, seed]
         accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
         self.console.print(
             f"{self._name(label, seed)}: step {step}, accuracy {accuracy}, {human_bytes(row['bytes'])}, "
-            f"{row['syncs']} syncs{', ' + state if state else ''}",
+            f"{self._syncs(row)}{', ' + state if state else ''}",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -94,17 +115,24 @@ class LiveTable:
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))
         table.add_column("strategy", overflow="fold")
-        for heading in ("step", "accuracy", "bytes", "syncs", ""):
+        for heading in ("step", "accuracy", "bytes", "averaged", ""):
             table.add_column(heading, justify="right")
         shown = list(self.rows.items())[-20:]
         for (label, seed), row in shown:
             accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
             table.add_row(
                 self._name(label, seed),
-                f"{row['step']}/{self.total_steps}",
+                str(row["step"]) if row["rounds"] else f"{row['step']}/{self.total_steps}",
                 accuracy,
                 human_bytes(row["bytes"]),
-                str(row["syncs"]),
+                self._syncs(row),
                 row["state"],
             )
         return table
+
+
+def _averagings(line: dict[str, Any]) -> dict[str, Any]:
+    """How often models were averaged, in syncs or in rounds; nothing where the line does not say."""
+    in_rounds = line.get("syncs") is None and line.get("rounds") is not None
+    count = line.get("rounds" if in_rounds else "syncs")
+    return {} if count is None else {"syncs": count, "rounds": in_rounds}

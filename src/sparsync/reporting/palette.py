@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["DARK", "LIGHT", "MARKS", "Look", "looks", "short_names"]
+__all__ = ["DARK", "LIGHT", "MARKS", "Look", "looks", "short_names", "shortened"]
 
 LIGHT = {
     "c0": "#0072b2",
@@ -81,11 +81,11 @@ def short_names(labels: Sequence[str], width: int = 40) -> dict[str, str]:
     """
     short: dict[str, str] = {}
     for label in labels:
-        text = label if len(label) <= width else _middle(_without_shared(label, labels, width), width)
+        text = label if len(label) <= width else shortened(_without_shared(label, labels, width), width)
         number = 2
         while text in short.values():
             mark = f" ({number})"
-            text = _middle(label, width - len(mark)) + mark
+            text = shortened(label, width - len(mark)) + mark
             number += 1
         short[label] = text
     return short
@@ -108,7 +108,8 @@ def _without_shared(label: str, labels: Sequence[str], width: int) -> str:
     return label
 
 
-def _middle(text: str, width: int) -> str:
+def shortened(text: str, width: int) -> str:
+    """Take the middle out of a text that is too long."""
     if len(text) <= width:
         return text
     head = (width - 1) * 3 // 5

@@ -6,24 +6,20 @@ text that a user chose is escaped.
 
 from __future__ import annotations
 
-import html
-import re
-from collections.abc import Iterable, Mapping
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from sparsync.reporting.figures import FIGURES, Plot, svg
-from sparsync.reporting.history import Run, load
-from sparsync.reporting.palette import DARK, LIGHT, Look, looks
+from sparsync.reporting.figures import FIGURES, svg
+from sparsync.reporting.history import Run
+from sparsync.reporting.loading import load
+from sparsync.reporting.markup import breakable, cell, escaped, flat, inline, named, said, style, table
+from sparsync.reporting.palette import looks, shortened
 from sparsync.reporting.summary import Row, cheapest, headline, kinds, rows
 from sparsync.reporting.tables import syncs_title
-from sparsync.reporting.units import NOTHING, Spread, human_bytes, human_count, human_percent, plain
+from sparsync.reporting.units import human_count, human_percent
 
 __all__ = ["page", "write"]
 
-_PAGE_LIGHT = {**LIGHT, "page": "#f5f6f8", "good": "#00794f"}
-_PAGE_DARK = {**DARK, "page": "#101217", "good": "#4fd6a2"}
+_REFUSED = 3  # uploads that are named, of each strategy
 
 
 def write(folder: str | Path) -> Path:
@@ -54,22 +50,23 @@ def page(run: Run) -> str:
     summary = rows(run)
     title = _title(run)
     body = [
-        f"<h1>{_text(title)}</h1>",
-        f'<p class="summary">{_text(headline(run))}</p>',
-        _notice(summary),
+        f"<h1>{escaped(title)}</h1>",
+        f'<p class="summary">{escaped(headline(run))}</p>',
+        _notice(run, summary),
         "<h2>Comparison</h2>",
         _comparison(run, summary),
         _figures(run),
         _kinds(run, summary),
         _failures(summary),
+        _refused(run),
         _setting(run),
         _reproduce(run),
-        f"<footer>Written by sparsync {_text(run.version)}.</footer>",
+        f"<footer>Written by sparsync {escaped(run.version)}.</footer>",
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>\n{_style()}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escaped(title)}</title>\n<style>\n{style()}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -84,12 +81,17 @@ def _title(run: Run) -> str:
     return "Comparison" + (": " + ", ".join(parts) if parts else "")
 
 
-def _notice(summary: tuple[Row, ...]) -> str:
+def _notice(run: Run, summary: tuple[Row, ...]) -> str:
+    notes = []
     failed = sum(len(row.failures) for row in summary)
-    if not failed:
-        return ""
-    runs, all_runs = "One run" if failed == 1 else f"{failed} runs", sum(row.seeds for row in summary)
-    return f'<p class="notice">{runs} of {all_runs} failed; <a href="#failures">see why</a>.</p>'
+    if failed:
+        runs, all_runs = "One run" if failed == 1 else f"{failed} runs", sum(row.seeds for row in summary)
+        notes.append(f'{runs} of {all_runs} failed; <a href="#failures">see why</a>.')
+    refused = sum(len(history.rejections) for history in run.histories.values())
+    if refused:
+        uploads = "One upload was" if refused == 1 else f"{human_count(refused)} uploads were"
+        notes.append(f'{uploads} refused; <a href="#refused">see which</a>.')
+    return "\n".join(f'<p class="notice">{note}</p>' for note in notes)
 
 
 def _comparison(run: Run, summary: tuple[Row, ...]) -> str:
@@ -104,20 +106,20 @@ def _comparison(run: Run, summary: tuple[Row, ...]) -> str:
         cells = []
         if goal:
             cells.append(f"{row.reached}/{row.seeds}")
-            target = _cell(row.bytes_to_target, "bytes")
+            target = cell(row.bytes_to_target, "bytes")
             cells.append(f'<span class="best" title="fewest">{target} ★</span>' if row is best else target)
-            cells.append(_cell(row.seconds_to_target, "seconds"))
+            cells.append(cell(row.seconds_to_target, "seconds"))
         cells += [
-            _cell(row.accuracy, "percent"),
-            _cell(row.best_accuracy, "percent"),
-            _cell(row.steps, "count"),
-            _cell(row.syncs, "count"),
-            _cell(row.steps_per_sync, "count"),
-            _cell(row.bytes.get("total"), "bytes"),
-            _cell(row.paper_bytes.get("total"), "bytes"),
-            _cell(row.wall_seconds, "seconds"),
+            cell(row.accuracy, "percent"),
+            cell(row.best_accuracy, "percent"),
+            cell(row.steps, "count"),
+            cell(row.syncs, "count"),
+            cell(row.steps_per_sync, "count"),
+            cell(row.bytes.get("total"), "bytes"),
+            cell(row.paper_bytes.get("total"), "bytes"),
+            cell(row.wall_seconds, "seconds"),
         ]
-        body.append((_label(row, look[row.label]), cells))
+        body.append((named(row, look[row.label]), cells))
     notes = []
     if goal:
         notes.append(f"The target is {human_percent(run.target or 0.0)} accuracy.")
@@ -129,11 +131,16 @@ def _comparison(run: Run, summary: tuple[Row, ...]) -> str:
             "seeds that reached it, all others over the seeds that ended without an error; where that is not every "
             "seed, the number of seeds is given."
         )
+    if any(row.in_rounds for row in summary):
+        notes.append(
+            "The steps of a federated strategy are local steps one after the other, in each round those of the client "
+            "with most; its paper bytes are the values alone, without what says where they belong."
+        )
     notes.append(
         "Bytes are those of all workers together: as the topology moves them (wire), and as the methods' authors count "
         "them (paper). Virtual time follows the experiment's devices and links; wall time is what computing took here."
     )
-    return _table(head, body) + f'\n<p class="soft">{_text(" ".join(notes))}</p>'
+    return table(head, body) + f'\n<p class="soft">{escaped(" ".join(notes))}</p>'
 
 
 def _figures(run: Run) -> str:
@@ -141,8 +148,8 @@ def _figures(run: Run) -> str:
     if not drawn:
         return ""
     parts = [
-        f"<figure>\n<h3>{_text(plot.title)}</h3>\n{_inline(plot, picture)}\n"
-        f"<figcaption>{_text(plot.caption)}</figcaption>\n</figure>"
+        f"<figure>\n<h3>{escaped(plot.title)}</h3>\n{inline(plot, picture)}\n"
+        f"<figcaption>{escaped(plot.caption)}</figcaption>\n</figure>"
         for plot, picture in drawn
     ]
     return '<h2>Figures</h2>\n<div class="figures">\n' + "\n".join(parts) + "\n</div>"
@@ -156,123 +163,54 @@ def _kinds(run: Run, summary: tuple[Row, ...]) -> str:
     body = []
     for row in summary:
         both = [("wire", row.bytes), ("paper", row.paper_bytes)]
-        columns = [[_cell(book.get(kind), "bytes") for _, book in both] for kind in ("total", *found)]
+        columns = [[cell(book.get(kind), "bytes") for _, book in both] for kind in ("total", *found)]
         cells = ["".join(f"<div>{part}</div>" for part in column) for column in [[way for way, _ in both], *columns]]
-        body.append((_label(row, look[row.label]), cells))
-    return "<h2>Bytes by kind</h2>\n" + _table(head, body, "kinds")
+        body.append((named(row, look[row.label]), cells))
+    return "<h2>Bytes by kind</h2>\n" + table(head, body, "kinds")
 
 
 def _failures(summary: tuple[Row, ...]) -> str:
     failed = [(row.label, seed, why) for row in summary for seed, why in row.failures]
     if not failed:
         return ""
-    body = [(_breakable(label), [_text(str(seed)), _text(why)]) for label, seed, why in failed]
-    return '<h2 id="failures">Failures</h2>\n' + _table(["Strategy", "Seed", "What happened"], body, "failures")
+    body = [(breakable(label), [escaped(str(seed)), escaped(why)]) for label, seed, why in failed]
+    return '<h2 id="failures">Failures</h2>\n' + table(["Strategy", "Seed", "What happened"], body, "failures")
+
+
+def _refused(run: Run) -> str:
+    """Name the uploads that servers refused: how many of each strategy, and the first ones."""
+    body = []
+    for label in run.labels:
+        found = [
+            (f" (seed {seed})" if len(run.seeds) > 1 else "", upload)
+            for (name, seed), history in sorted(run.histories.items())
+            if name == label
+            for upload in history.rejections
+        ]
+        first = [f"round {one.round}, client {one.client}{seed}: {one.reason}" for seed, one in found[:_REFUSED]]
+        more = [f"and {human_count(len(found) - _REFUSED)} more"] if len(found) > _REFUSED else []
+        if found:
+            what = "".join(f"<div>{escaped(shortened(text, 240))}</div>" for text in [*first, *more])
+            body.append((breakable(label), [human_count(len(found)), what]))
+    if not body:
+        return ""
+    return '<h2 id="refused">Refused uploads</h2>\n' + table(["Strategy", "Refused", "Which and why"], body, "failures")
 
 
 def _setting(run: Run) -> str:
-    body = [(_text(key), [_text(_value(value))]) for key, value in _flat(run.experiment)]
+    body = [(escaped(key), [escaped(said(value))]) for key, value in flat(run.experiment)]
     if run.parameters is not None:
         body.append(("parameters", [human_count(run.parameters)]))
     if not body:
         return ""
-    return "<h2>Setting</h2>\n" + _table([], body, "settings")
+    return "<h2>Setting</h2>\n" + table([], body, "settings")
 
 
 def _reproduce(run: Run) -> str:
     same = "Same seeds and same number of processes: the same bits."
     return (
         "<h2>Reproduce</h2>\n<p>This folder holds the experiment as it was resolved. "
-        f"With sparsync {_text(run.version)}, run in it:</p>\n"
+        f"With sparsync {escaped(run.version)}, run in it:</p>\n"
         "<pre><code>sparsync compare experiment.toml</code></pre>\n"
         f'<p class="soft">{same}</p>'
     )
-
-
-# --- pieces -----------------------------------------------------------------------------------------------------------
-
-
-def _table(head: list[str], body: Iterable[tuple[str, list[str]]], name: str = "") -> str:
-    """Put escaped cells into a table that scrolls sideways by itself; the first cell of a row is its heading."""
-    lines = [f'<div class="scroll" tabindex="0"><table class="{name}">']
-    if head:
-        lines.append("<thead><tr>" + "".join(f'<th scope="col">{_text(h)}</th>' for h in head) + "</tr></thead>")
-    lines.append("<tbody>")
-    for heading, cells in body:
-        lines.append(f'<tr><th scope="row">{heading}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    lines.append("</tbody></table></div>")
-    return "\n".join(lines)
-
-
-def _cell(spread: Spread | None, kind: str) -> str:
-    if spread is None:
-        return NOTHING
-    if kind == "bytes" and spread.deviation is None:
-        text = f'<span title="{spread.mean:,.0f} bytes">{human_bytes(spread.mean)}</span>'
-    else:
-        text = _text(plain(spread, kind))
-    return text if spread.complete else f'{text} <span class="of">{spread.count} of {spread.of} seeds</span>'
-
-
-def _label(row: Row, look: Look) -> str:
-    dashes = " ".join(f"{2 * d:g}" for d in look.dashes)
-    stroke = f'stroke="var(--{look.key})" stroke-width="3" stroke-dasharray="{dashes}"'
-    line = f'<line x1="0" y1="5" x2="26" y2="5" {stroke}/>'
-    failed = f'<span class="failed">{len(row.failures)} of {row.seeds} failed</span>' if row.failures else ""
-    return (
-        f'<span class="label"><svg viewBox="0 0 26 10" aria-hidden="true">{line}</svg>'
-        f"<span>{_breakable(row.label)}{failed}</span></span>"
-    )
-
-
-def _inline(plot: Plot, picture: str) -> str:
-    """Make a figure part of the page: no prologue, no names but those that are referred to, colours as variables."""
-    start = picture.index("<svg")
-    picture = re.sub(r"<metadata>.*?</metadata>", "", picture[start:], flags=re.DOTALL)
-    picture = re.sub(r"<style type=\"text/css\">.*?</style>", "", picture, flags=re.DOTALL)
-    picture = re.sub(r'<g id="[^"]*"', "<g", picture)
-    opening = f'<svg role="img" aria-label="{_text(plot.title)}"'
-    picture = re.sub(r"<svg\b", opening, picture, count=1)
-    return re.sub(r'style="([^"]*)"', lambda found: f'style="{_variables(found[1])}"', picture).strip()
-
-
-def _variables(style: str) -> str:
-    for key, colour in LIGHT.items():
-        style = style.replace(colour, f"var(--{key})")
-    return style.replace("'DejaVu Sans', ", "")
-
-
-def _style() -> str:
-    def variables(colours: Mapping[str, str]) -> str:
-        return " ".join(f"--{key}: {colour};" for key, colour in colours.items())
-
-    css = files("sparsync.reporting").joinpath("report.css").read_text(encoding="utf-8")
-    dark = f"@media (prefers-color-scheme: dark) {{ :root {{ {variables(_PAGE_DARK)} }} }}"
-    return f":root {{ {variables(_PAGE_LIGHT)} }}\n{dark}\n{css}"
-
-
-def _flat(setting: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in setting.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(_value(v) for v in value) or "none"
-    return str(value)
-
-
-def _breakable(label: str) -> str:
-    return "".join(_text(piece) + ("<wbr>" if piece in ":," else "") for piece in re.split(r"([:,])", label) if piece)
-
-
-def _text(text: str) -> str:
-    """Escape a text for HTML, attributes included, and drop characters that no page may hold."""
-    return html.escape("".join(c if c.isprintable() or c == "\u202f" else " " for c in text), quote=True)

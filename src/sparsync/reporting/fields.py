@@ -1,0 +1,73 @@
+"""Values out of JSON files, checked: what is not as it should be is one error that names the place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from sparsync.errors import DataError
+
+__all__ = ["as_int", "as_number", "as_object", "damaged", "is_int", "is_number", "read", "read_json", "show"]
+
+
+def read(file: Path) -> bytes:
+    """Return a file's bytes, or say why it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as problem:
+        raise DataError(f"{file} cannot be read ({problem.strerror}); check that it is yours to read.") from problem
+
+
+def read_json(file: Path) -> Any:
+    """Return what a JSON file holds."""
+    try:
+        return json.loads(read(file))
+    except ValueError as problem:
+        raise damaged(file.name, "not JSON") from problem
+
+
+def as_object(value: Any, where: str) -> dict[str, Any]:
+    """Return a value that must be an object."""
+    if not isinstance(value, dict):
+        raise damaged(where, f"{show(value)} where an object was expected")
+    return value
+
+
+def as_int(value: Any, name: str, where: str) -> int:
+    """Return a value that must be a whole number."""
+    if not is_int(value):
+        raise damaged(where, f"{name} is {show(value)}, expected an integer")
+    return value
+
+
+def as_number(entry: Mapping[str, Any], key: str, where: str) -> float | None:
+    """Return an entry's number, or None where it is missing or null."""
+    value = entry.get(key)
+    if value is None:
+        return None
+    if not is_number(value):
+        raise damaged(where, f"{key} is {show(value)}, expected a number")
+    return float(value)
+
+
+def damaged(where: str, what: str) -> DataError:
+    """Return the error for a file that no run has written like this."""
+    return DataError(f"{where}: {what}; the file is damaged or was edited, so run `sparsync compare` again.")
+
+
+def show(value: Any) -> str:
+    """Write a value for an error message, not longer than it helps."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def is_int(value: Any) -> TypeGuard[int]:
+    """Whether a value is a whole number, and not a truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number, and not a truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

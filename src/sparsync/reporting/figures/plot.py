@@ -1,0 +1,50 @@
+"""A figure that a report can hold: its name, what it says, and the function that draws it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparsync.reporting.figures.canvas import styled
+from sparsync.reporting.history import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure that a report can hold.
+
+    Attributes
+    ----------
+    name : str
+        Name of its files.
+    title, caption : str
+        What it shows, and how to read it.
+    function : callable
+        From a run to a figure, or to None if the run has nothing to show.
+    """
+
+    name: str
+    title: str
+    caption: str
+    function: Callable[[Run], Figure | None]
+
+    def figure(self, run: Run) -> Figure | None:
+        """Draw it, whatever the user's own matplotlib settings are."""
+        with styled():
+            return self.function(run)
+
+
+def svg(plot: Plot, run: Run) -> str | None:
+    """Return one figure as SVG text, with names in it that no other figure of the page has."""
+    figure = plot.figure(run)
+    if figure is None:
+        return None
+    buffer = io.StringIO()
+    with styled(salt=plot.name):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()

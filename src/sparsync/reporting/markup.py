@@ -1,0 +1,110 @@
+"""Pieces of the report's HTML: tables, figures whose colours follow the page, and escaped texts."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from typing import Any
+
+from sparsync.reporting.figures import Plot
+from sparsync.reporting.palette import DARK, LIGHT, Look
+from sparsync.reporting.summary import Row
+from sparsync.reporting.units import NOTHING, Spread, human_bytes, plain
+
+_PAGE_LIGHT = {**LIGHT, "page": "#f5f6f8", "good": "#00794f"}
+_PAGE_DARK = {**DARK, "page": "#101217", "good": "#4fd6a2"}
+
+
+def table(head: list[str], body: Iterable[tuple[str, list[str]]], name: str = "") -> str:
+    """Put escaped cells into a table that scrolls sideways by itself; the first cell of a row is its heading."""
+    lines = [f'<div class="scroll" tabindex="0"><table class="{name}">']
+    if head:
+        lines.append("<thead><tr>" + "".join(f'<th scope="col">{escaped(h)}</th>' for h in head) + "</tr></thead>")
+    lines.append("<tbody>")
+    for heading, cells in body:
+        lines.append(f'<tr><th scope="row">{heading}</th>' + "".join(f"<td>{text}</td>" for text in cells) + "</tr>")
+    lines.append("</tbody></table></div>")
+    return "\n".join(lines)
+
+
+def cell(spread: Spread | None, kind: str) -> str:
+    """Write mean and spread, and over how many seeds if not over all; bytes to the last one where a mouse rests."""
+    if spread is None:
+        return NOTHING
+    if kind == "bytes" and spread.deviation is None:
+        text = f'<span title="{spread.mean:,.0f} bytes">{human_bytes(spread.mean)}</span>'
+    else:
+        text = escaped(plain(spread, kind))
+    return text if spread.complete else f'{text} <span class="of">{spread.count} of {spread.of} seeds</span>'
+
+
+def named(row: Row, look: Look) -> str:
+    """Write a strategy's name beside its line in the figures."""
+    dashes = " ".join(f"{2 * d:g}" for d in look.dashes)
+    stroke = f'stroke="var(--{look.key})" stroke-width="3" stroke-dasharray="{dashes}"'
+    line = f'<line x1="0" y1="5" x2="26" y2="5" {stroke}/>'
+    failed = f'<span class="failed">{len(row.failures)} of {row.seeds} failed</span>' if row.failures else ""
+    return (
+        f'<span class="label"><svg viewBox="0 0 26 10" aria-hidden="true">{line}</svg>'
+        f"<span>{breakable(row.label)}{failed}</span></span>"
+    )
+
+
+def inline(plot: Plot, picture: str) -> str:
+    """Make a figure part of the page: no prologue, no names but those that are referred to, colours as variables."""
+    start = picture.index("<svg")
+    picture = re.sub(r"<metadata>.*?</metadata>", "", picture[start:], flags=re.DOTALL)
+    picture = re.sub(r"<style type=\"text/css\">.*?</style>", "", picture, flags=re.DOTALL)
+    picture = re.sub(r'<g id="[^"]*"', "<g", picture)
+    opening = f'<svg role="img" aria-label="{escaped(plot.title)}"'
+    picture = re.sub(r"<svg\b", opening, picture, count=1)
+    return re.sub(r'style="([^"]*)"', lambda found: f'style="{_variables(found[1])}"', picture).strip()
+
+
+def _variables(style: str) -> str:
+    for key, colour in LIGHT.items():
+        style = style.replace(colour, f"var(--{key})")
+    return style.replace("'DejaVu Sans', ", "")
+
+
+def style() -> str:
+    """Return the page's style: the colours of a light and of a dark page, and the sheet."""
+
+    def variables(colours: Mapping[str, str]) -> str:
+        return " ".join(f"--{key}: {colour};" for key, colour in colours.items())
+
+    css = files("sparsync.reporting").joinpath("report.css").read_text(encoding="utf-8")
+    dark = f"@media (prefers-color-scheme: dark) {{ :root {{ {variables(_PAGE_DARK)} }} }}"
+    return f":root {{ {variables(_PAGE_LIGHT)} }}\n{dark}\n{css}"
+
+
+def flat(setting: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Go through nested settings as ``outer.inner``."""
+    for key, value in setting.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def said(value: Any) -> str:
+    """Write a setting's value as people say it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(said(v) for v in value) or "none"
+    return str(value)
+
+
+def breakable(label: str) -> str:
+    """Escape a label that may break after ``:`` and ``,``."""
+    return "".join(escaped(piece) + ("<wbr>" if piece in ":," else "") for piece in re.split(r"([:,])", label) if piece)
+
+
+def escaped(text: str) -> str:
+    """Escape a text for HTML, attributes included, and drop characters that no page may hold."""
+    return html.escape("".join(c if c.isprintable() or c == "\u202f" else " " for c in text), quote=True)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sparsync.peers import FDA
-from sparsync.peers.sketch import Sketch
+from sparsync.sketch import Sketch
 from sparsync.task import Task, from_arrays
 from sparsync.workers import Arena, Fleet, LocalTraining
 from sparsync.workers.batches import Batches

@@ -11,7 +11,8 @@ from sparsync.errors import (
     UsageError,
 )
 from sparsync.experiment import Experiment
-from sparsync.peers import FDA, STRATEGIES, LocalSGD, Synchronous
+from sparsync.peers import FDA, LocalSGD, Synchronous
+from sparsync.strategies import STRATEGIES
 from sparsync.system import Profile
 from sparsync.task import DATASETS, MODELS, PARTITIONS, Dataset, from_arrays, from_torch
 

@@ -24,8 +24,9 @@ from torch.optim import Optimizer
 
 from sparsync.engines.ranks import Ranks
 from sparsync.errors import UsageError
-from sparsync.peers import STRATEGIES, PeerState, PeerStrategy
+from sparsync.peers import PeerState, PeerStrategy
 from sparsync.spec import unknown
+from sparsync.strategies import STRATEGIES
 from sparsync.wire import TOPOLOGIES, Ledger
 from sparsync.workers import Alone, Arena, Fleet, Group
 from sparsync.workers.fleet import BuffersPolicy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,6 +83,15 @@ def compare(
     processes: Annotated[
         str | None, typer.Option(help="Processes that share the workers, or auto: one per core. Default: auto.")
     ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Federated: rounds, at most. Default: 100.")] = None,
+    cohort: Annotated[int | None, typer.Option(help="Federated: clients per round; all workers are clients.")] = None,
+    participation: Annotated[
+        float | None, typer.Option(help="Federated: instead of --cohort, their fraction. Default: 1.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Federated: a client's passes per round. Default: 1.")] = None,
+    client_optimizer: Annotated[
+        str | None, typer.Option(help="Federated: the clients' optimiser. Default: sgd:lr=0.1.")
+    ] = None,
     save_seconds: Annotated[float | None, typer.Option(help="Seconds between checkpoints. Default: 30.")] = None,
     imports: Annotated[
         list[str] | None, typer.Option("--import", help="Module of yours to import first; repeat for more.")
@@ -93,7 +102,7 @@ def compare(
     draw: Annotated[bool, typer.Option("--report/--no-report", help="Draw figures and write report.html.")] = True,
 ) -> None:
     """Train one task under several strategies, and compare what each cost for the accuracy it reached."""
-    from sparsync import comparison
+    from sparsync import comparison, study
     from sparsync.experiment import build, read
 
     flags: dict[str, Any] = {
@@ -121,11 +130,25 @@ def compare(
         "save_seconds": save_seconds,
         "imports": imports or None,
     }
+    federation = {
+        "rounds": rounds,
+        "cohort": cohort,
+        "participation": participation,
+        "epochs": epochs,
+        "optimizer": client_optimizer,
+    }
+    source = str(experiment) if experiment else ""
     settings = read(experiment) if experiment else {}
-    settings.update({key: value for key, value in flags.items() if value is not None})
-    made = build(settings, str(experiment) if experiment else "")
+    variants = study.variants(settings, source)
+    for own in variants.values() if variants else [settings]:
+        own.update({key: value for key, value in flags.items() if value is not None})
+        _override(own, {key: value for key, value in federation.items() if value is not None})
+    if variants and experiment:
+        _finish(study.compare(variants, out or _next_free(experiment.stem), watch), draw)
+        return
+    made = build(settings, source)
     folder = out or _next_free(experiment.stem if experiment else made.data.partition(":")[0])
-    _finish(folder, comparison.compare(made, folder, watch), draw)
+    _finish([(folder, comparison.compare(made, folder, watch))], draw)
 
 
 @app.command()
@@ -134,9 +157,10 @@ def resume(
     draw: Annotated[bool, typer.Option("--report/--no-report", help="Draw figures and write report.html.")] = True,
 ) -> None:
     """Go on with a run where its last checkpoint is; the end is the same, bit for bit."""
-    from sparsync import comparison
+    from sparsync import comparison, study
 
-    _finish(folder, comparison.resume(folder, watch), draw)
+    several = study.parts(folder) is not None
+    _finish(study.resume(folder, watch) if several else [(folder, comparison.resume(folder, watch))], draw)
 
 
 @app.command()
@@ -145,18 +169,20 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="Only print the table, as Markdown.")] = False,
 ) -> None:
     """Draw the figures and write report.html again, from what the folder holds."""
-    if markdown:
-        from sparsync import reporting
+    from sparsync import reporting, study
 
-        print(reporting.markdown(reporting.load(folder)))
+    parts = study.parts(folder)
+    if not markdown:
+        _finish([(part, None) for part in parts or [folder]], draw=True)
         return
-    _finish(folder, None, draw=True)
+    for part in parts or [folder]:
+        print((f"### {part.name}\n\n" if parts else "") + reporting.markdown(reporting.load(part)))
 
 
 @app.command("list")
 def list_() -> None:
     """Show strategies, models, datasets, partitions, optimisers and schedules with their parameters and defaults."""
-    from sparsync.peers import STRATEGIES
+    from sparsync.strategies import STRATEGIES
     from sparsync.task import DATASETS, MODELS, PARTITIONS
     from sparsync.workers import OPTIMIZERS, SCHEDULES
 
@@ -175,11 +201,22 @@ def list_() -> None:
             )
 
 
+def _override(settings: dict[str, Any], federation: dict[str, Any]) -> None:
+    """Let flags override the file's table ``[federation]``, and of two ways to say one thing the file's other one."""
+    table = settings.get("federation", {})
+    if not federation or not isinstance(table, dict):
+        return
+    for either, other in (("cohort", "participation"), ("epochs", "steps")):
+        if either in federation or other in federation:
+            table = {key: value for key, value in table.items() if key not in (either, other)}
+    settings["federation"] = {**table, **federation}
+
+
 def watch(experiment: Any) -> Any:
     """Return the live table of an experiment."""
     from sparsync.reporting.live import LiveTable
 
-    return LiveTable(experiment.steps, len(experiment.seeds) > 1)
+    return LiveTable(experiment.steps, len(experiment.seeds) > 1, total_rounds=experiment.federation.rounds)
 
 
 def _next_free(name: str) -> Path:
@@ -189,18 +226,20 @@ def _next_free(name: str) -> Path:
     return Path("runs") / next(f"{name}-{n}" for n in range(1, len(taken) + 2) if f"{name}-{n}" not in taken)
 
 
-def _finish(folder: Path, summary: dict[str, Any] | None, draw: bool) -> None:
-    """Print the table, draw the figures, write the report; a strategy that failed makes the exit non-zero."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    from sparsync import reporting
+def _finish(runs: Iterable[tuple[Path, dict[str, Any] | None]], draw: bool) -> None:
+    """Print each run's table, draw its figures, write its report; a strategy that failed makes the exit non-zero."""
+    failed = []
+    for folder, summary in runs:
+        if os.environ.get("RANK", "0") != "0":
+            continue
+        from sparsync import reporting
 
-    run = reporting.load(folder)
-    Console().print(reporting.table(run))
-    if draw:
-        reporting.draw(run, folder)
-        print(f"report: {reporting.write(folder)}")
-    failed = [one for one in (summary or {}).get("results", []) if one["error"]]
+        run = reporting.load(folder)
+        Console().print(reporting.table(run))
+        if draw:
+            reporting.draw(run, folder)
+            print(f"report: {reporting.write(folder)}")
+        failed += [one for one in (summary or {}).get("results", []) if one["error"]]
     for one in failed:
         print(f"sparsync: {one['label']} (seed {one['seed']}): {one['error']}", file=sys.stderr)
     if failed:

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 import torch
 
-from sparsync.engines import Budget, Pace, PeerLoop
+from sparsync.assembly import Setting
+from sparsync.engines import Pace
 from sparsync.engines.processes import choose, run
 from sparsync.errors import DivergedError, Interrupted, UsageError
 from sparsync.experiment import Experiment, build, matching, read, to_toml
@@ -25,10 +26,7 @@ from sparsync.peers import Cadence, Follower, PeerStrategy
 from sparsync.records import Records, write_json
 from sparsync.spec import parse
 from sparsync.task import Task, counts, load_dataset, partition
-from sparsync.wire import TOPOLOGIES
-from sparsync.workers import Arena, Fleet, Group, LocalTraining
-from sparsync.workers.batches import Batches, Indices
-from sparsync.workers.group import share
+from sparsync.workers import Group
 
 
 class Watcher(Protocol):
@@ -170,10 +168,10 @@ def _session(group: Group, order: Order) -> None:
                 table = counts(parts, labels, dataset.classes)
                 names = {"counts": table.tolist(), "class_names": list(dataset.class_names)}
                 write_json(folder / "partition.json", names)
+            setting = Setting(experiment, task, parts, seed, group)
             for label in experiment.strategies:
                 if (label, seed) not in records.results:
-                    one = _One(experiment, task, parts, label, seed, group, records, watcher, stopping)
-                    one.run()
+                    _One(setting, label, records, watcher, stopping).run()
     group.barrier()
 
 
@@ -182,54 +180,24 @@ class _One:
 
     def __init__(
         self,
-        experiment: Experiment,
-        task: Task,
-        parts: list[Indices],
+        setting: Setting,
         label: str,
-        seed: int,
-        group: Group,
         records: Records,
         watcher: Watcher | None,
         stopping: Callable[[], bool],
     ) -> None:
-        self.experiment, self.label, self.seed = experiment, label, seed
-        self.group, self.records, self.watcher = group, records, watcher
+        self.experiment, self.seed, self.group = setting.experiment, setting.seed, setting.group
+        self.label, self.records, self.watcher, self.stopping = label, records, watcher, stopping
         self.lines: list[dict[str, Any]] = []
         self.length = records.length
         self.wall = 0.0
         self.since = time.monotonic()
-        self.stopping = stopping
-        self.spec = experiment.strategies[label]
-        self.loop = self._assemble(task, parts)
-
-    def _assemble(self, task: Task, parts: list[Indices]) -> PeerLoop:
-        said, seed, group = self.experiment, self.seed, self.group
-        dtype = torch.float64 if said.dtype == "float64" else torch.float32
-        module = task.module(seed, dtype).to(said.device)
-        rows = share(said.workers, group.size, group.rank)
-        arena = Arena(module, len(rows), torch.device(said.device), dtype)
-        fleet = Fleet(
-            arena,
-            said.workers,
-            seed=seed,
-            group=group,
-            topology=TOPOLOGIES[said.topology],
-            precision=said.precision,
-            profile=said.profile,
-            buffers=said.buffers,
-            samples=[len(part) for part in parts],
-        )
-        fleet.journal = []
-        fleet.readouts = True
-        self.records.parameters = fleet.d
-        batches = [Batches(parts[worker], said.batch_size, said.batches, seed, worker) for worker in rows]
-        training = LocalTraining(fleet, task, module, batches, said.optimizer, said.schedule)
-        strategy = said.strategy(self.label)
+        self.spec = self.experiment.strategies[label]
+        strategy = self.experiment.strategy(label)
         if isinstance(strategy, Follower) and strategy.match is not None:
             strategy = self._matched(strategy, strategy.match)
-        fleet.start()
-        budget = Budget(said.steps, said.eval_every, said.target, said.stop_at_target)
-        return PeerLoop(fleet, training, strategy.start(fleet), task, budget, self._emit)
+        self.loop = setting.assemble(strategy, self._emit)
+        records.parameters = self.loop.arena.layout.numel
 
     def _matched(self, strategy: Follower, wanted: str) -> PeerStrategy:
         """Resolve a strategy against the run that it follows; one that failed still had a cadence until then."""
@@ -239,7 +207,7 @@ class _One:
                 break
             earlier[label] = text
         followed = self.records.results[matching(wanted, earlier), self.seed]
-        cadence = Cadence(followed["steps"], followed["syncs"])
+        cadence = Cadence(followed["steps"], followed.get("syncs") or followed.get("rounds", 0))
         self.spec = self.spec.replace(f"match={wanted}", f"period={cadence.period}")
         return strategy.matched(cadence)
 
@@ -256,9 +224,8 @@ class _One:
 
         def pace(steps: int) -> Any:
             if self.watcher:
-                fleet = self.loop.fleet
-                done = self.loop.progress.step
-                self.watcher.stepped(self.label, self.seed, done, fleet.syncs, fleet.ledger.total)
+                loop = self.loop
+                self.watcher.stepped(self.label, self.seed, loop.progress.step, loop.syncs, loop.ledger.total)
             return decide(steps)
 
         error: str | None = None
@@ -297,32 +264,31 @@ class _One:
         return self.wall + time.monotonic() - self.since
 
     def _finish(self, error: str | None) -> None:
-        fleet, progress = self.loop.fleet, self.loop.progress
+        loop, progress = self.loop, self.loop.progress
         reached = progress.reached
         result = {
             "label": self.label,
             "strategy": parse(self.spec).name,
             "spec": self.spec,
             "seed": self.seed,
-            "workers": fleet.workers,
+            "workers": self.experiment.workers,
             "steps": progress.step,
-            "syncs": fleet.syncs,
+            loop.counts: loop.syncs,
             "accuracy": progress.accuracy,
             "best_accuracy": progress.best_accuracy,
-            "bytes": {"total": fleet.ledger.total, **fleet.ledger.moved},
-            "paper_bytes": {"total": fleet.ledger.paper_total, **fleet.ledger.paper},
+            "bytes": {"total": loop.ledger.total, **loop.ledger.moved},
+            "paper_bytes": {"total": loop.ledger.paper_total, **loop.ledger.paper},
             "reached": None if self.experiment.target is None else reached is not None,
             "steps_to_target": reached["step"] if reached else None,
             "bytes_to_target": reached["bytes"] if reached else None,
             "paper_bytes_to_target": reached["paper_bytes"] if reached else None,
             "seconds_to_target": reached["seconds"] if reached else None,
-            "seconds": fleet.clock.now,
+            "seconds": loop.clock.now,
             "wall_seconds": round(self._wall_seconds(), 3),
             "error": error,
         }
         if error is None:
-            params, buffers = self.loop.mean_model()
-            self.records.save_model(self.label, self.seed, self.loop.fleet.arena, params, buffers)
+            self.records.save_model(self.label, self.seed, loop.arena, *loop.final())
         self.records.finish(result, self.length)
         if self.watcher:
             self.watcher.finished(result)

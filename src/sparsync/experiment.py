@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import tomllib
 from pathlib import Path
@@ -14,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sparsync import spec
 from sparsync.errors import UsageError
-from sparsync.peers import STRATEGIES, Follower, PeerStrategy
+from sparsync.federated import Choosy, FederatedStrategy, Federation
+from sparsync.peers import Follower, PeerStrategy
+from sparsync.strategies import STRATEGIES
 from sparsync.system import Profile
 from sparsync.task import DATASETS, PARTITIONS
 from sparsync.wire.dense import Precision
@@ -30,8 +33,15 @@ DEFAULT_STRATEGIES = {
         "fda:cadence=10",
         "fda:threshold=1,monitor=linear",
         "fda:threshold=1,monitor=sketch",
+        "fedavg",
+        "fedadam:lr=0.03",
+        "sparsyfed:sparsity=0.8",
+        "feddip:sparsity=0.8",
     )
 }
+
+# Without a table [federation]: what suits the embedded digits among ten clients.
+DEFAULT_FEDERATION = Federation(participation=0.5, epochs=2, optimizer="sgd:lr=0.3")
 
 Seed = Annotated[int, Field(ge=0)]
 
@@ -65,6 +75,8 @@ class Experiment(BaseModel):
         Of models and their arithmetic.
     processes
         How many processes share the workers; ``auto`` is one single-threaded process per core.
+    federation
+        Rounds, cohorts and local work of the federated strategies; their clients are the workers.
     profile
         Devices and links, for the virtual clock.
     save_seconds
@@ -96,6 +108,7 @@ class Experiment(BaseModel):
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    federation: Federation = DEFAULT_FEDERATION
     profile: Profile = Field(default_factory=Profile)
     save_seconds: float = Field(default=30.0, ge=0)
     imports: list[str] = Field(default_factory=list)
@@ -141,9 +154,12 @@ class Experiment(BaseModel):
         PARTITIONS[spec.parse(self.partition).name]
         OPTIMIZERS.build(self.optimizer, [torch.nn.Parameter(torch.zeros(1))])
         SCHEDULES.build(self.schedule)
+        self.federation.cohort_of(self.workers)
         seen: dict[str, str] = {}
         for label, text in self.strategies.items():
             strategy = STRATEGIES.build(text)
+            if isinstance(strategy, Choosy):
+                strategy.check(self.federation)
             if isinstance(strategy, Follower) and strategy.match is not None:
                 matching(strategy.match, seen)
             seen[label] = text
@@ -157,9 +173,10 @@ class Experiment(BaseModel):
             except ImportError as error:
                 raise UsageError(f"imports: cannot import {name!r} ({error}); name an importable module") from None
 
-    def strategy(self, label: str) -> PeerStrategy:
+    def strategy(self, label: str) -> PeerStrategy | FederatedStrategy:
         """Return the strategy of a label."""
-        return STRATEGIES.build(self.strategies[label])
+        made: PeerStrategy | FederatedStrategy = STRATEGIES.build(self.strategies[label])
+        return made
 
     @property
     def fingerprint(self) -> str:
@@ -219,13 +236,21 @@ def build(settings: dict[str, Any], source: str = "") -> Experiment:
     try:
         return Experiment.model_validate(settings)
     except ValidationError as error:
-        unknown = [str(item["loc"][0]) for item in error.errors() if item["type"] == "extra_forbidden"]
         where = f"{source}: " if source else ""
-        if unknown:
-            raise UsageError(where + str(spec.unknown("key", unknown[0], sorted(Experiment.model_fields)))) from None
+        for item in error.errors():
+            if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+                raise UsageError(where + str(_unknown_key(*map(str, item["loc"])))) from None
         raise UsageError(where + spec.explain(error)) from None
     except UsageError as error:
         raise UsageError(f"{source}: {error}" if source else str(error)) from None
+
+
+def _unknown_key(*path: str) -> UsageError:
+    """Return the error for a key that does not exist, at the top or in a table such as ``[federation]``."""
+    if len(path) == 1:
+        return spec.unknown("key", path[0], sorted(Experiment.model_fields))
+    table: Any = Experiment.model_fields[path[0]].annotation
+    return spec.unknown(f"[{path[0]}] key", path[1], sorted(inspect.signature(table).parameters))
 
 
 def read(path: Path) -> dict[str, Any]:

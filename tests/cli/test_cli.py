@@ -6,6 +6,7 @@ import gzip
 import json
 import struct
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,18 @@ MISTAKES = [
     (["--processes", "3"], "processes: 3 for 2 workers"),
     (["--device", "toaster"], "device: 'toaster' cannot be used here"),
     (["--import", "no_such_module_here"], "imports: cannot import 'no_such_module_here'"),
+    (["--rounds", "0"], "federation.rounds: Input should be greater than or equal to 1"),
+    (["--cohort", "3"], "federation: a cohort of 3 out of 2 clients; select at most all of them"),
+    (
+        ["--cohort", "1", "--participation", "0.5"],
+        "federation: give either cohort (clients per round) or participation",
+    ),
+    (["--participation", "1.5"], "federation.participation: Input should be less than or equal to 1"),
+    (["--client-optimizer", "adm"], "federation: unknown optimizer 'adm': did you mean 'adam'?"),
+    (["--strategy", "fedavgg"], "unknown strategy 'fedavgg': did you mean 'fedavg'?"),
+    (["--strategy", "fedavg:uplink=zip"], "strategy 'fedavg': uplink: chain 'zip': unknown stage 'zip'"),
+    (["--strategy", "fedavg:downlink=topk(0.1)"], "a client that holds nothing cannot fill in what is left out"),
+    (["--strategy", "scaffold", "--client-optimizer", "adam"], "control variates assume plain SGD on the clients, not"),
     (["missing.toml"], "missing.toml: No such file"),
 ]
 
@@ -89,8 +102,20 @@ def test_a_mistake_is_one_clear_line_and_a_non_zero_exit(cli, arguments, message
         ("worker = 3", "unknown key 'worker': did you mean 'workers'?"),
         ("steps = 'many'", "steps: Input should be a valid integer"),
         ("strategies = []", "strategies: give at least one strategy"),
-        ("[profile]\nbandwith = 3", "profile.bandwith"),
+        (
+            "[profile]\nbandwith = 3",
+            "unknown [profile] key 'bandwith': did you mean 'bandwidth'? choose one of bandwidth, lat",
+        ),
         ("seeds = [1, 1]", "names one twice"),
+        (
+            "[federation]\nround = 3",
+            "unknown [federation] key 'round': did you mean 'rounds'? choose one of client_acc",
+        ),
+        ("[federation]\nrounds = 'all'", "federation.rounds: Input should be a valid integer"),
+        ("[federation]\ncohort = 2\nparticipation = 0.5", "federation: give either cohort (clients per round) or part"),
+        ("[federation]\nminimum = 20", "federation: minimum=20 valid uploads of a cohort of 10; ask for fewer"),
+        ("federation = 3", "federation: Input should be a dictionary"),
+        ("strategies = ['fda-opt']\n[federation]\nsteps = 5", "fda-opt: rounds are counted in epochs"),
     ],
 )
 def test_a_mistake_in_a_file_names_the_file_and_the_key(cli, tmp_path, text, message):
@@ -192,6 +217,69 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(cli, prepare, message):
         assert Path("run/summary.json").read_bytes() == before
 
 
+FEDERATED = ("--processes", 1, "--workers", 6, "--no-report")
+
+
+def federation(folder: str) -> dict[str, object]:
+    table: dict[str, object] = tomllib.loads(Path(folder, "experiment.toml").read_text())["federation"]
+    return table
+
+
+def test_one_comparison_of_peers_and_federations(cli):
+    strategies = ("synchronous", "local-sgd:period=5", "fedavg", "local=local-sgd:match=fedavg")
+    named = [part for spec in strategies for part in ("--strategy", spec)]
+    status, shown, said = cli(
+        *("compare", *FEDERATED, *named, "--steps", 30, "--eval-every", 10, "--rounds", 4, "--cohort", 3),
+        *("--epochs", 2, "--client-optimizer", "sgd:lr=0.2", "--out", "run"),
+    )
+    assert status == 0, said
+    assert "fedavg" in shown
+    summary = json.loads(Path("run/summary.json").read_text())
+    every, local, fedavg, follower = summary["results"]
+    assert [one["label"] for one in summary["results"]] == ["synchronous", "local-sgd:period=5", "fedavg", "local"]
+    assert (every["syncs"], local["syncs"], fedavg["rounds"]) == (30, 6, 4)
+    assert "rounds" not in every
+    assert "syncs" not in fedavg
+    assert (every["steps"], fedavg["steps"]) == (30, 4 * 2 * 8)  # 240 samples in batches of 32
+    assert set(every) - {"syncs"} == set(fedavg) - {"rounds"}
+    model = 4 * summary["parameters"]
+    assert fedavg["paper_bytes"] == {"total": 4 * 3 * 2 * model, "model": 4 * 3 * 2 * model}
+    assert fedavg["bytes"]["total"] == fedavg["bytes"]["model"] == 4 * 3 * 2 * (model + 20 + 1 + 8)
+    assert follower["spec"] == "local-sgd:period=16"  # 64 local steps in 4 rounds
+    assert all(one["error"] is None and 0.1 < one["accuracy"] <= one["best_accuracy"] for one in summary["results"])
+    history = [json.loads(line) for line in Path("run/history.jsonl").read_text().splitlines()]
+    evaluations = [line for line in history if line["kind"] == "evaluation"]
+    assert [line["rounds"] for line in evaluations if line["label"] == "fedavg"] == [1, 2, 3, 4]
+    assert evaluations[-1]["bytes"] == follower["bytes"]["total"]
+    assert len(list(Path("run/models").iterdir())) == 4
+
+
+def test_a_target_ends_a_federation(cli, results):
+    arguments = ("--rounds", 40, "--client-optimizer", "sgd:lr=0.5", "--target", 0.5, "--strategy", "fedavg")
+    assert cli("compare", *FEDERATED, *arguments, "--out", "run")[0] == 0
+    (one,) = results(Path("run"))
+    assert one["reached"]
+    assert one["rounds"] < 40
+    assert one["steps_to_target"] == one["steps"]
+    assert one["bytes_to_target"] == one["bytes"]["total"]
+    assert one["seconds_to_target"] == one["seconds"] > 0
+
+
+def test_flags_override_the_files_table_and_what_says_the_same_otherwise(cli, tmp_path):
+    table = "[federation]\nrounds = 9\nparticipation = 0.5\nsteps = 3\nsampling = 'weighted'\nclient_accuracy = true\n"
+    (tmp_path / "experiment.toml").write_text(f"strategies = ['fedavg']\n{table}")
+    assert cli("compare", "experiment.toml", *FEDERATED, "--rounds", 2, "--out", "one")[0] == 0
+    expected = {"rounds": 2, "participation": 0.5, "steps": 3, "sampling": "weighted", "client_accuracy": True}
+    assert expected.items() <= federation("one").items()
+    flags = ("--rounds", 1, "--cohort", 2, "--epochs", 2, "--client-optimizer", "adam")
+    assert cli("compare", "experiment.toml", *FEDERATED, *flags, "--out", "two")[0] == 0
+    expected = {"rounds": 1, "cohort": 2, "epochs": 2, "optimizer": "adam", "sampling": "weighted"}
+    assert expected.items() <= federation("two").items()
+    assert not {"participation", "steps"} & federation("two").keys()
+    assert cli("compare", "two/experiment.toml", "--no-report", "--out", "three")[0] == 0
+    assert federation("three") == federation("two")
+
+
 def test_resume_of_what_is_no_run_or_another_experiments_run(cli, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no run" in cli("resume", "empty")[2]
@@ -226,7 +314,13 @@ def test_list_shows_everything_with_parameters_and_defaults(cli):
     status, shown, _ = cli("list")
     assert status == 0
     lines = shown.splitlines()
-    for start in ("  fda: threshold=none", "  local-sgd: period=none", "  synchronous: average=parameters"):
+    for start in (
+        "  fda: threshold=none",
+        "  local-sgd: period=none",
+        "  synchronous: average=parameters",
+        "  fedavg: uplink=none, downlink=none  Average the models that the clients",
+        "  fda-opt: uplink=none, downlink=none, max_epochs=none, threshold=0, adaptive=True, server=sgd:lr=1, depth=5",
+    ):
         assert any(line.startswith(start) for line in lines), start
     for name in ("lenet5", "resnet18", "mnist", "digits", "dirichlet", "extended-dirichlet", "adamw", "cosine"):
         assert any(line.strip().split(":")[0].split(" ")[0] == name for line in lines), name

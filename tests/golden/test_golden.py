@@ -31,7 +31,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsync.peers import STRATEGIES
+from sparsync.strategies import STRATEGIES
 from sparsync.workers import OPTIMIZERS, Arena, Fleet
 
 FIXTURE = Path(__file__).with_name("constant_gradients.json")

@@ -22,7 +22,7 @@ from sparsync.engines.checkpoint import load_tree, save_tree
 from sparsync.engines.loop import Budget, PeerLoop
 from sparsync.engines.pace import Action
 from sparsync.errors import DivergedError, UsageError
-from sparsync.peers import FDA, STRATEGIES, LocalSGD, Synchronous
+from sparsync.peers import FDA, LocalSGD, Synchronous
 from sparsync.peers.monitors import (
     Exact,
     Linear,
@@ -35,8 +35,9 @@ from sparsync.peers.monitors import (
     squared_norms,
     unit_vector,
 )
-from sparsync.peers.sketch import Sketch, _Blocks, _Matrix
 from sparsync.randomness import generator, torch_generator
+from sparsync.sketch import Sketch, _Blocks, _Matrix
+from sparsync.strategies import STRATEGIES
 from sparsync.task import Dataset, load_dataset
 from sparsync.wire import Ring, Star
 from sparsync.workers import Alone, Fleet
@@ -558,7 +559,7 @@ def test_property_3_one_sketch_of_the_summed_drift_serves_all_workers(workers: i
 def test_property_18_kernels_draw_the_same_hash(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     v = normal(2, d)
     small = Sketch(d, 5, 250, generator(3, "sketch"), dtype=v.dtype)
-    monkeypatch.setattr("sparsync.peers.sketch._MATRIX_LIMIT", 0)
+    monkeypatch.setattr("sparsync.sketch._MATRIX_LIMIT", 0)
     large = Sketch(d, 5, 250, generator(3, "sketch"), dtype=v.dtype)
     assert {type(small._apply), type(large._apply)} == {_Matrix, _Blocks}
     assert torch.allclose(small(v), large(v), rtol=0, atol=1e-12)

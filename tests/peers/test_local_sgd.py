@@ -12,8 +12,9 @@ from torch import Tensor
 from sparsync.engines.loop import Budget, PeerLoop
 from sparsync.engines.pace import Action
 from sparsync.errors import UsageError
-from sparsync.peers import STRATEGIES, LocalSGD, Synchronous
+from sparsync.peers import LocalSGD, Synchronous
 from sparsync.peers.contract import Cadence
+from sparsync.strategies import STRATEGIES
 from sparsync.workers import Fleet
 
 MakeFleet = Callable[..., Fleet]

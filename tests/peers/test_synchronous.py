@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsync.errors import UsageError
-from sparsync.peers import STRATEGIES, Synchronous
+from sparsync.peers import Synchronous
+from sparsync.strategies import STRATEGIES
 from sparsync.wire import Star
 from sparsync.workers import Fleet
 

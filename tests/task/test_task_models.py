@@ -140,3 +140,17 @@ BAD = [
 def test_bad_specs(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         build_model(spec, MNIST, 10)
+
+
+@pytest.mark.parametrize("spec", ["mlp:init=truncated", "lenet5:init=truncated", "resnet8:init=truncated"])
+def test_truncated_weights_have_the_variance_of_their_fan_in_and_biases_are_zero(spec: str) -> None:
+    torch.manual_seed(3)
+    layers = [
+        layer for layer in build_model(spec, (1, 16, 16), 10).modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+    ]
+    for layer in layers:
+        fan_in = layer.weight[0].numel()
+        assert layer.weight.abs().max() <= 2 / (0.87962566 * fan_in**0.5) * (1 + 1e-6)
+        assert layer.bias is None or not layer.bias.any()
+    widest = max(layers, key=lambda layer: layer.weight.numel()).weight.detach()
+    assert float(widest.std()) * widest[0].numel() ** 0.5 == pytest.approx(1, abs=0.05)

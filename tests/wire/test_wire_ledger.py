@@ -19,6 +19,25 @@ def test_by_hand_on_three_workers() -> None:
     assert ledger.paper_total == 0
 
 
+def test_messages_between_a_server_and_single_clients() -> None:
+    ledger = Ledger(3)
+    ledger.book_message("model", 1, down=100)
+    ledger.book_message("model", 1, up=40)
+    ledger.book_message("model", 2, up=3, down=4)
+    ledger.book_message("mask", 0, up=5)
+    assert ledger.sent["model"].tolist() == [0, 40, 3]
+    assert ledger.received["model"].tolist() == [0, 100, 4]
+    assert ledger.sent["mask"].tolist() == [5, 0, 0]
+    assert ledger.moved == {"model": 147, "mask": 5}
+    assert ledger.total == 152
+    assert ledger.paper_total == 0
+    again = Ledger(3)
+    again.load_state_dict(ledger.state_dict())
+    again.book_message("model", 0, down=1)
+    assert again.received["model"].tolist() == [1, 100, 4]
+    assert ledger.received["model"].tolist() == [0, 100, 4]
+
+
 def test_views_do_not_touch_each_other() -> None:
     ledger = Ledger(2)
     ledger.book_paper("state", 16)

@@ -41,7 +41,11 @@ def test_first_and_last_values(spec: str, at: dict[int, float]) -> None:
         ("exponential:factor=nan", "factor: Input should be"),
         ("constant:warmup=-1", "warmup: Input should be greater than or equal to 0, got '-1'"),
         ("constant:steps=3", "schedule 'constant' has no parameter 'steps': its parameters are warmup"),
-        ("cosin", "unknown schedule 'cosin': did you mean 'cosine'? choose one of constant, cosine, exponential, step"),
+        (
+            "cosin",
+            "unknown schedule 'cosin': did you mean 'cosine'? choose one of constant, cosine, exponential, geometric, "
+            "step",
+        ),
     ],
 )
 def test_bad_schedules(spec: str, says: str) -> None:
@@ -72,3 +76,10 @@ def test_bad_optimizers(spec: str, says: str) -> None:
     with pytest.raises(UsageError) as caught:
         OPTIMIZERS.build(spec, [nn.Parameter(torch.zeros(2))])
     assert says in str(caught.value)
+
+
+def test_geometric_meets_the_rates_of_sparsyfed() -> None:
+    rate = SCHEDULES.build("geometric:final=0.02,steps=700")
+    assert 0.5 * rate(0) == pytest.approx(0.497213, abs=5e-7)  # its first round is t = 1
+    assert 0.5 * rate(699) == pytest.approx(0.01, rel=1e-12)
+    assert rate(700) < 0.02

@@ -1,7 +1,9 @@
 """Where a run takes place: in this process, or in several over torch.distributed."""
 
-from sparsync.engines.loop import Budget, PeerLoop
+from sparsync.engines.evaluation import Budget, Progress
+from sparsync.engines.loop import PeerLoop
 from sparsync.engines.pace import Action, Pace
 from sparsync.engines.ranks import Ranks
+from sparsync.engines.rounds import RoundLoop
 
-__all__ = ["Action", "Budget", "Pace", "PeerLoop", "Ranks"]
+__all__ = ["Action", "Budget", "Pace", "PeerLoop", "Progress", "Ranks", "RoundLoop"]

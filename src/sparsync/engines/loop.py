@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsync.engines.evaluation import Budget, Progress, evaluate
 from sparsync.engines.pace import Action
 from sparsync.peers import PeerState
+from sparsync.system import Clock
 from sparsync.task import Task
-from sparsync.wire import Dense, Ring
-from sparsync.workers import Fleet, LocalTraining
-from sparsync.workers.group import share
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long a run lasts.
-
-    Attributes
-    ----------
-    steps : int
-        Local steps per worker, at most.
-    eval_every : int
-        Steps between two evaluations.
-    target : float, optional
-        Test accuracy to reach: strictly above it, as FDA's authors count.
-    stop_at_target : bool
-        Whether the run ends there.
-    """
-
-    steps: int
-    eval_every: int
-    target: float | None = None
-    stop_at_target: bool = True
-
-
-@dataclass
-class Progress:
-    """What a run has come to."""
-
-    step: int = 0
-    accuracy: float = 0.0
-    best_accuracy: float = 0.0
-    reached: dict[str, Any] | None = None  # the evaluation at which the target was first exceeded
-    remaining: int = 0  # local steps until the next exchange
+from sparsync.wire import Ledger
+from sparsync.workers import Arena, Fleet, LocalTraining
+from sparsync.workers.group import total
 
 
 class PeerLoop:
@@ -65,6 +32,8 @@ class PeerLoop:
     emit : callable
         Gets every line of the history, a dict; same lines on all ranks.
     """
+
+    counts = "syncs"
 
     def __init__(
         self,
@@ -116,47 +85,59 @@ class PeerLoop:
         return True
 
     @property
+    def arena(self) -> Arena:
+        """Whose layout names a model's tensors."""
+        return self.fleet.arena
+
+    @property
+    def ledger(self) -> Ledger:
+        """What has been sent."""
+        return self.fleet.ledger
+
+    @property
+    def clock(self) -> Clock:
+        """What time it would be."""
+        return self.fleet.clock
+
+    @property
+    def syncs(self) -> int:
+        """How often models have been averaged."""
+        return self.fleet.syncs
+
+    @property
     def done(self) -> bool:
         """Whether the budget is spent, or the target reached and that is enough."""
-        hit = self.progress.reached is not None and self.budget.stop_at_target
-        return hit or self.progress.step >= self.budget.steps
+        return self.progress.step >= self.budget.steps or self.progress.hit(self.budget)
 
-    def mean_model(self) -> tuple[Tensor, Tensor]:
+    def final(self) -> tuple[Tensor, Tensor]:
         """Parameters (d,) and buffers (b,) of the workers' mean: a read-out."""
         fleet = self.fleet
         return fleet.mean(fleet.params, None), fleet.mean(fleet.arena.buffers, None)
 
     def load_mean(self) -> nn.Module:
         """Put the mean model into the seat's module, and return that."""
-        params, buffers = self.mean_model()
+        params, buffers = self.final()
         arena = self.fleet.arena
         views = [nn.Parameter(view) for view in arena.layout.views(params)]
-        return self.training.seat.bind(views, [*arena.buffer_layout.views(buffers), *arena.other_views(0)])
+        return self.training.learner.seat.bind(views, [*arena.buffer_layout.views(buffers), *arena.other_views(0)])
 
     def _evaluate(self) -> None:
-        module = self.load_mean()
         fleet, progress = self.fleet, self.progress
-        count = len(self.task.dataset.test)
-        mine = share(count, fleet.group.size, fleet.group.rank)
-        correct, loss = self.task.evaluate(module, mine.start, mine.stop)
-        sums = torch.tensor((correct, loss, *self.training.losses()), dtype=torch.float64)
-        correct, loss, train_loss, batches = fleet.group.mean(sums, 1.0, Ring(), Dense("float64")).tolist()
-        progress.accuracy = correct / count
-        progress.best_accuracy = max(progress.best_accuracy, progress.accuracy)
+        by_class, loss = evaluate(self.task, self.load_mean(), fleet.group)
+        seen = total(fleet.group, torch.tensor(self.training.losses(), dtype=torch.float64)).tolist()
         line = {
             "kind": "evaluation",
             "step": progress.step,
-            "accuracy": progress.accuracy,
-            "loss": loss / count if math.isfinite(loss) else None,
-            "train_loss": train_loss / batches if batches else None,
+            "accuracy": float(by_class[:, 0].sum() / by_class[:, 1].sum()),
+            "loss": loss,
+            "train_loss": seen[0] / seen[1] if seen[1] else None,
             "bytes": fleet.ledger.total,
             "paper_bytes": fleet.ledger.paper_total,
             "syncs": fleet.syncs,
             "seconds": fleet.clock.now,
             "bytes_by_kind": dict(fleet.ledger.moved),
         }
-        if self.budget.target is not None and progress.reached is None and progress.accuracy > self.budget.target:
-            progress.reached = line
+        progress.evaluated(line, self.budget)
         self.emit(line)
 
     def _drain_journal(self) -> None:

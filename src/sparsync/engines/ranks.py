@@ -11,7 +11,7 @@ import torch.distributed.nn  # see below
 from torch import Tensor
 
 from sparsync.errors import PayloadError, SparsyncError
-from sparsync.wire import Dense, Topology
+from sparsync.wire import Chain, Dense, Topology
 
 # torch imports this module of its own when an optimiser first steps, and its functions take the process group that
 # exists by then as their default argument: group and threads then outlive destroy_process_group, and the process may
@@ -41,37 +41,50 @@ class Ranks:
         self.size = dist.get_world_size(group)
         self._missing = missing if dist.get_backend(group) == "gloo" else None  # others cannot wait in slices
 
-    def mean(self, total: Tensor, divisor: float, topology: Topology, codec: Dense) -> Tensor:
+    def mean(self, total: Tensor, divisor: float, topology: Topology, codec: Dense | Chain) -> Tensor:
         """Sum of one vector (p,) per process over `divisor`: the same bits in all of them."""
         if topology.name == "star":
             return self._through_server(total, divisor, codec)
         self._wait(dist.all_reduce(total, group=self.group, async_op=True))
         return total.div_(divisor)
 
-    def _through_server(self, total: Tensor, divisor: float, codec: Dense) -> Tensor:
+    def _through_server(self, total: Tensor, divisor: float, codec: Dense | Chain) -> Tensor:
         numel = total.numel()
         if self.rank != 0:
-            self._send(codec.encode(total), 0)
+            self._send(codec.encode(total), 0, codec)
             return self._receive(numel, 0, codec).to(total)
         for sender in range(1, self.size):
             total += self._receive(numel, sender, codec).to(total)
         mean = total.div_(divisor)
         answer = codec.encode(mean)
         for receiver in range(1, self.size):
-            self._send(answer, receiver)
+            self._send(answer, receiver, codec)
         return codec.round(mean)
 
-    def _send(self, payload: bytes, receiver: int) -> None:
+    def _send(self, payload: bytes, receiver: int, codec: Dense | Chain) -> None:
         message = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        if isinstance(codec, Chain):  # how long it is depends on what it says
+            length = torch.tensor([len(payload)], dtype=torch.int64)
+            self._wait(dist.isend(length, group=self.group, group_dst=receiver))
         self._wait(dist.isend(message, group=self.group, group_dst=receiver))
 
-    def _receive(self, numel: int, sender: int, codec: Dense) -> Tensor:
-        message = torch.empty(codec.nbytes(numel), dtype=torch.uint8)
+    def _receive(self, numel: int, sender: int, codec: Dense | Chain) -> Tensor:
+        size = codec.nbytes(numel) if isinstance(codec, Dense) else self._announced(numel, sender, codec)
+        message = torch.empty(size, dtype=torch.uint8)
         self._wait(dist.irecv(message, group=self.group, group_src=sender))
         try:
             return codec.decode(message.numpy().data, numel)
         except PayloadError as error:
             raise PayloadError(f"rank {sender}: {error}") from None
+
+    def _announced(self, numel: int, sender: int, codec: Chain) -> int:
+        """Length of the message that comes next, if it is permitted."""
+        length = torch.empty(1, dtype=torch.int64)
+        self._wait(dist.irecv(length, group=self.group, group_src=sender))
+        size, most = int(length), codec.most_bytes(numel) + 4096
+        if not 0 < size <= most:
+            raise PayloadError(f"rank {sender}: announces {size} bytes, permitted are {most}")
+        return size
 
     def broadcast(self, x: Tensor) -> Tensor:
         """Overwrite `x` with rank 0's, in place, and return it."""

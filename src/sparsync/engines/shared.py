@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparsync.wire import Dense, Topology
+from sparsync.wire import Chain, Dense, Topology
 
 _SLOT = 1 << 22  # bytes that a process hands over at a time; longer vectors go in pieces
 
@@ -46,7 +46,7 @@ class SharedMemory:
         """Length of the file for `size` processes."""
         return 2 * size * _SLOT
 
-    def mean(self, total: Tensor, divisor: float, topology: Topology, codec: Dense) -> Tensor:
+    def mean(self, total: Tensor, divisor: float, topology: Topology, codec: Dense | Chain) -> Tensor:
         """Sum of one vector (p,) per process over `divisor`: the same bits in all of them."""
         for piece, slots in self._exchange(total):
             torch.sum(slots, 0, out=piece)

@@ -3,12 +3,10 @@
 from sparsync.peers.contract import Cadence, Follower, PeerState, PeerStrategy
 from sparsync.peers.fda import FDA
 from sparsync.peers.local_sgd import LocalSGD
-from sparsync.peers.registry import STRATEGIES
 from sparsync.peers.synchronous import Synchronous
 
 __all__ = [
     "FDA",
-    "STRATEGIES",
     "Cadence",
     "Follower",
     "LocalSGD",

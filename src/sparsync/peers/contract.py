@@ -53,6 +53,7 @@ class Follower(Protocol):
         """Return the same strategy at the cadence that the earlier run realised."""
 
 
+@runtime_checkable
 class PeerStrategy(Protocol):
     """What the user chooses: frozen, and able to serve many runs."""
 

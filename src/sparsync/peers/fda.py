@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from sparsync.errors import DivergedError
+from sparsync.errors import DivergedError, UsageError
 from sparsync.peers.monitors import (
     Exact,
     Linear,
@@ -30,9 +30,10 @@ from sparsync.peers.monitors import (
     distance_to,
     unit_vector,
 )
-from sparsync.peers.registry import STRATEGIES
-from sparsync.peers.sketch import Sketch
+from sparsync.sketch import Sketch
 from sparsync.spec import config
+from sparsync.strategies import STRATEGIES
+from sparsync.wire import ErrorFeedback, parse_chain
 from sparsync.workers import Fleet
 
 _MAX_ROUND = 4  # times the wished cadence: the longest round while the threshold adapts
@@ -70,6 +71,9 @@ class FDA:
         Local steps between two checks. Default: 1.
     weights : {"uniform", "samples"}
         Weight of a worker in state and model alike.
+    codec : str, optional
+        Codec chain of the model exchange, such as ``q8``: workers send their drift through it and get the mean drift
+        back. On a star only. Default: models, as the fleet sends them.
     """
 
     threshold: float | None = None
@@ -82,6 +86,7 @@ class FDA:
     layout: Literal["block", "count"] = "block"
     check_every: int = Field(default=1, ge=1)
     weights: Literal["uniform", "samples"] = "uniform"
+    codec: str | None = None
 
     @model_validator(mode="after")
     def _checked(self) -> FDA:
@@ -95,12 +100,21 @@ class FDA:
                 raise ValueError(
                     f"{name}={value}: a variance is at least 0; give a number >= 0, or inf for no averaging"
                 )
+        if self.codec is not None:
+            chain = parse_chain(self.codec)
+            if isinstance(chain, ErrorFeedback) or chain.stochastic:
+                raise ValueError(
+                    f"codec={self.codec}: workers and server must come to the same bits without a memory; "
+                    "leave out ef and stochastic"
+                )
         if self.depth % 2 == 0:
             raise ValueError(f"depth={self.depth}: give an odd number, whose median is one of the rows")
         return self
 
     def start(self, fleet: Fleet) -> FDAState:
         """Begin a run."""
+        if self.codec is not None and fleet.topology.name != "star":
+            raise UsageError(f"fda: codec={self.codec} needs a server; a ring moves bare numbers, use topology='star'")
         threshold = self.threshold if self.per_parameter is None else self.per_parameter * fleet.d
         fleet.open_round("model")
         return FDAState(self, self._monitor(fleet), anchor=fleet.params[0].clone(), threshold=threshold)
@@ -169,7 +183,7 @@ class FDAState:
             fleet.record(estimate=estimate, threshold=self.threshold, sync=False, variance=None)
 
     def _average(self, fleet: Fleet, estimate: float | None) -> None:
-        mean = fleet.mean(fleet.params, "model", weighted=self._weighted)  # w_bar, (d,)
+        mean = self._mean(fleet)  # w_bar, (d,)
         adapts = self.config.cadence is not None
         variance = None
         if adapts or fleet.readouts:
@@ -180,6 +194,12 @@ class FDAState:
         if self.config.cadence is not None and variance:  # equal models say nothing about a threshold
             self._adapt(variance, self.config.cadence / self.round_steps)
         self.round_steps = 0
+
+    def _mean(self, fleet: Fleet) -> Tensor:
+        if self.config.codec is None:
+            return fleet.mean(fleet.params, "model", weighted=self._weighted)
+        drift = fleet.params - self.anchor
+        return self.anchor + fleet.mean(drift, "model", weighted=self._weighted, chain=parse_chain(self.config.codec))
 
     def _adapt(self, variance: float, ratio: float) -> None:
         """Theta <- (tau* / tau) V, as FDA-Opt's controller, within a factor of 2 of what it was."""

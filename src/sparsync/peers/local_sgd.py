@@ -15,8 +15,8 @@ from pydantic import Field, model_validator
 
 from sparsync.errors import UsageError
 from sparsync.peers.contract import Cadence
-from sparsync.peers.registry import STRATEGIES
 from sparsync.spec import config
+from sparsync.strategies import STRATEGIES
 from sparsync.workers import Fleet
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsync.peers.sketch import Sketch
 from sparsync.randomness import torch_generator
+from sparsync.sketch import Sketch
 from sparsync.workers import Fleet
 
 

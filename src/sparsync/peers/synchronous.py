@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from sparsync.peers.registry import STRATEGIES
 from sparsync.spec import config
+from sparsync.strategies import STRATEGIES
 from sparsync.workers import Fleet
 
 

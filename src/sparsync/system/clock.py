@@ -41,6 +41,18 @@ class Clock:
         took = messages * self.profile.latency + serial_bytes / self.profile.bandwidth
         self.times[:] = self.times.max() + took
 
+    def visit(self, clients: Sequence[int], steps: Sequence[int], nbytes: Sequence[int]) -> None:
+        """A server and its clients go through a round: each receives, trains and sends, and all wait for the last.
+
+        Parameters
+        ----------
+        clients, steps, nbytes : sequence of int, (P,)
+            Who, their local steps, and what each receives and sends.
+        """
+        profile = self.profile
+        took = np.asarray(steps, np.float64) * profile.step_seconds + np.asarray(nbytes) / profile.bandwidth
+        self.times[:] = self.now + 2 * profile.latency + took.max(initial=0.0)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the workers' times, for a checkpoint."""
         return {"times": torch.from_numpy(self.times.copy())}

@@ -12,15 +12,18 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsync.errors import UsageError
+from sparsync.sparsity import truncated_normal_
 from sparsync.spec import Registry, imported
 
 Shape = tuple[int, ...]
 Norm = Literal["batch", "group"]
-Init = Literal["glorot", "torch"]
+Init = Literal["glorot", "torch", "truncated"]
+ResNetInit = Literal["he", "truncated"]
 
 MODELS: Registry[nn.Module] = Registry("model")
 """Functions (shape of one input, classes, *, options) -> module; call them through `build_model`."""
@@ -83,7 +86,7 @@ def logistic(shape: Shape, classes: int) -> nn.Module:
 
 
 @MODELS.register("mlp")
-def mlp(shape: Shape, classes: int, *, hidden: int = 64, depth: int = 1) -> nn.Module:
+def mlp(shape: Shape, classes: int, *, hidden: int = 64, depth: int = 1, init: Init = "torch") -> nn.Module:
     """Multilayer perceptron with ``depth`` hidden layers of ``hidden`` ReLU units, on the flattened input."""
     if hidden < 1 or depth < 1:
         raise UsageError(f"model 'mlp': hidden={hidden}, depth={depth}; expected both at least 1")
@@ -92,7 +95,7 @@ def mlp(shape: Shape, classes: int, *, hidden: int = 64, depth: int = 1) -> nn.M
     for i in range(1, depth + 1):
         layers |= {f"fc{i}": nn.Linear(width, hidden), f"relu{i}": nn.ReLU()}
         width = hidden
-    return _row(**layers, fc=nn.Linear(width, classes))
+    return _initialised(_row(**layers, fc=nn.Linear(width, classes)), init)
 
 
 @MODELS.register("lenet5")
@@ -107,9 +110,9 @@ def lenet5(
         Pictures of at least 12x12; number of outputs.
     variant : {"tanh", "relu"}
         FDA's, or FedDIP's.
-    init : {"glorot", "torch"}, optional
-        Glorot uniform weights and zero biases, as Keras and so FDA's authors, or torch's own. Default: Glorot for tanh,
-        torch's for ReLU.
+    init : {"glorot", "torch", "truncated"}, optional
+        Glorot uniform weights and zero biases, as Keras and so FDA's authors; torch's own; or truncated normals of
+        variance 1/fan-in and zero biases, as SparsyFed's authors. Default: Glorot for tanh, torch's for ReLU.
     """
     channels, height, width = _picture("lenet5", shape, least=12)
     squash, pool = (nn.Tanh, nn.AvgPool2d) if variant == "tanh" else (nn.ReLU, nn.MaxPool2d)
@@ -141,8 +144,8 @@ def vgg16_star(shape: Shape, classes: int, *, dropout: float = 0.5, init: Init =
         Pictures of at least 8x8; number of outputs.
     dropout : float
         Probability after each layer of 512.
-    init : {"glorot", "torch"}
-        Glorot uniform weights and zero biases, as FDA's authors, or torch's own.
+    init : {"glorot", "torch", "truncated"}
+        As in lenet5.
     """
     channels, height, width = _picture("vgg16-star", shape, least=8)
     layers: dict[str, nn.Module] = {}
@@ -199,17 +202,30 @@ def alexnet_cifar(shape: Shape, classes: int, *, dropout: float = 0.5) -> nn.Mod
 
 
 @MODELS.register("resnet18")
-def resnet18(shape: Shape, classes: int, *, norm: Norm = "batch") -> nn.Module:
+def resnet18(shape: Shape, classes: int, *, norm: Norm = "batch", init: ResNetInit = "he") -> nn.Module:
     """ResNet-18 with a small-picture stem (11,173,962 parameters on CIFAR-10): BatchNorm, or GroupNorm of 32 groups."""
-    return _resnet("resnet18", shape, classes, widths=(64, 128, 256, 512), blocks=2, norm=norm)
+    return _resnet("resnet18", shape, classes, widths=(64, 128, 256, 512), blocks=2, norm=norm, init=init)
 
 
 @MODELS.register("resnet8")
-def resnet8(shape: Shape, classes: int, *, width: int = 16, norm: Norm = "batch") -> nn.Module:
+def resnet8(shape: Shape, classes: int, *, width: int = 16, norm: Norm = "batch", init: ResNetInit = "he") -> nn.Module:
     """ResNet small enough for a CPU: a stem and three stages of one block, of ``width``, twice and four times that."""
     if width < 2 or width % 2:
         raise UsageError(f"model 'resnet8': width={width}; expected an even number of at least 2")
-    return _resnet("resnet8", shape, classes, widths=(width, 2 * width, 4 * width), blocks=1, norm=norm)
+    return _resnet("resnet8", shape, classes, widths=(width, 2 * width, 4 * width), blocks=1, norm=norm, init=init)
+
+
+@MODELS.register("resnet10")
+def resnet10(
+    shape: Shape, classes: int, *, width: int = 16, stride: int = 1, norm: Norm = "batch", init: ResNetInit = "he"
+) -> nn.Module:
+    """ResNet-18 with one block per stage, ``width`` to eight times that wide; ``stride`` 2 quarters its cost."""
+    if width < 2 or width % 2:
+        raise UsageError(f"model 'resnet10': width={width}; expected an even number of at least 2")
+    if stride not in (1, 2):
+        raise UsageError(f"model 'resnet10': stride={stride}; expected 1 or 2")
+    widths = tuple(width * factor for factor in (1, 2, 4, 8))
+    return _resnet("resnet10", shape, classes, widths=widths, blocks=1, norm=norm, init=init, stride=stride)
 
 
 class Block(nn.Module):
@@ -230,12 +246,22 @@ class Block(nn.Module):
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-def _resnet(name: str, shape: Shape, classes: int, widths: Shape, blocks: int, norm: Norm) -> nn.Module:
-    """He et al., arXiv:1512.03385, with the stem 3x3, stride 1, no pooling; convolutions in He normal, fan-out."""
+def _resnet(
+    name: str,
+    shape: Shape,
+    classes: int,
+    *,
+    widths: Shape,
+    blocks: int,
+    norm: Norm,
+    init: ResNetInit,
+    stride: int = 1,
+) -> nn.Module:
+    """He et al., arXiv:1512.03385, with a stem of 3x3 and no pooling; by default convolutions in He's fan-out."""
     channels, _, _ = _picture(name, shape, least=8)
     normalise = nn.BatchNorm2d if norm == "batch" else _group_norm
     layers: dict[str, nn.Module] = {
-        "conv1": nn.Conv2d(channels, widths[0], 3, padding=1, bias=False),
+        "conv1": nn.Conv2d(channels, widths[0], 3, stride=stride, padding=1, bias=False),
         "norm1": normalise(widths[0]),
         "relu": nn.ReLU(),
     }
@@ -245,6 +271,8 @@ def _resnet(name: str, shape: Shape, classes: int, widths: Shape, blocks: int, n
         layers[f"layer{i}"] = nn.Sequential(*stage)
         into = out
     model = _row(**layers, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(into, classes))
+    if init == "truncated":
+        return _initialised(model, init)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -279,10 +307,14 @@ def _picture(model: str, shape: Shape, least: int) -> tuple[int, int, int]:
 
 
 def _initialised(model: nn.Module, init: Init) -> nn.Module:
-    if init == "glorot":
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+    if init == "torch":
+        return model
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if init == "glorot":
                 nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            else:
+                truncated_normal_(module.weight, torch.default_generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return model

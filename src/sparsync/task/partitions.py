@@ -6,7 +6,9 @@ holds, and then hand out each class's shuffled examples by that table.
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,10 +56,11 @@ def partition(spec: str, labels: npt.ArrayLike, workers: int, seed: int) -> list
     return parts
 
 
-def counts(parts: list[Ints], labels: npt.ArrayLike, classes: int) -> Ints:
+def counts(parts: Sequence[Ints], labels: npt.ArrayLike, classes: int) -> Ints:
     """Return how many examples of each class each worker holds, (workers, classes)."""
-    known = np.asarray(labels, dtype=np.int64)
-    return np.stack([np.bincount(known[part], minlength=classes) for part in parts]).astype(np.int64)
+    owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    cells = owners * classes + np.asarray(labels, dtype=np.int64)[np.concatenate(parts)]
+    return np.bincount(cells, minlength=len(parts) * classes).reshape(len(parts), classes)
 
 
 @PARTITIONS.register("iid")
@@ -236,17 +239,23 @@ def _top_up(table: Ints, least: int, allowed: npt.NDArray[np.bool_]) -> bool:
     Who is short receives, of the classes allowed to it, from the worker with most examples in all.
     """
     held = table.sum(axis=1)
+    donors = [(-int(held[worker]), int(worker)) for worker in np.flatnonzero(held > least)]  # most first
+    heapq.heapify(donors)
     for worker in np.flatnonzero(held < least):
-        while held[worker] < least:
-            able = (table * allowed[worker]).max(axis=1) * (held > least)  # most that each could give of one class
-            donors = np.where(able > 0, held, 0)
-            donor = int(donors.argmax())
-            if donors[donor] == 0:
+        useless = []  # to this worker
+        for _ in range(least - int(held[worker])):
+            while donors and not (table[donors[0][1]] * allowed[worker]).any():
+                useless.append(heapq.heappop(donors))
+            if not donors:
                 return False
+            size, donor = heapq.heappop(donors)
             given = int((table[donor] * allowed[worker]).argmax())
-            for who, change in ((donor, -1), (worker, 1)):
-                table[who, given] += change
-                held[who] += change
+            table[donor, given] -= 1
+            table[worker, given] += 1
+            if -size - 1 > least:
+                heapq.heappush(donors, (size + 1, donor))
+        for one in useless:
+            heapq.heappush(donors, one)
     return True
 
 

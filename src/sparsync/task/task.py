@@ -65,7 +65,7 @@ class Task:
         """Mean cross-entropy, a scalar, of outputs (b, classes) and labels (b,)."""
         return F.cross_entropy(outputs, labels)
 
-    def evaluate(self, module: nn.Module, start: int, stop: int, batch_size: int = 500) -> tuple[int, float]:
+    def evaluate(self, module: nn.Module, start: int, stop: int, batch_size: int = 500) -> tuple[Tensor, float]:
         """Test a model, in evaluation mode and without gradients; its modes are left as they were.
 
         Parameters
@@ -79,8 +79,8 @@ class Task:
 
         Returns
         -------
-        correct : int
-            Number of examples whose largest output is their label's.
+        correct : Tensor of int64, (classes,)
+            By label, the number of examples whose largest output is their label's.
         loss : float
             Sum of their cross-entropies.
         """
@@ -90,16 +90,17 @@ class Task:
                 f"0 to {len(self.dataset.test)} and batches of at least 1"
             )
         dtype, device = _home(module)
-        correct = torch.zeros((), dtype=torch.int64, device=device)
+        correct = torch.zeros(self.dataset.classes, dtype=torch.int64, device=device)
         loss = torch.zeros((), dtype=torch.float64, device=device)
         with _mode(module, training=False), torch.no_grad():
             for low in range(start, stop, batch_size):
                 index = torch.arange(low, min(low + batch_size, stop))
                 inputs, labels = self.dataset.test.batch(index, dtype, device)
                 outputs = module(inputs)
-                correct += (outputs.argmax(dim=1) == labels).sum()
+                right = labels[outputs.argmax(dim=1) == labels]
+                correct += torch.bincount(right, minlength=self.dataset.classes)
                 loss += F.cross_entropy(outputs, labels, reduction="sum")
-        return int(correct), float(loss)
+        return correct.cpu(), float(loss)
 
     def stochastic(self, module: nn.Module) -> bool:
         """Whether a forward pass in training mode draws from torch's global generator, as dropout does.

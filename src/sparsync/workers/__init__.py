@@ -1,5 +1,6 @@
 """Who learns: the layout and arena of models, local training, and the fleet."""
 
+from sparsync.workers.client import Bench, Client, LocalWork, ModelVector, Transform
 from sparsync.workers.fleet import Fleet
 from sparsync.workers.group import Alone, Group
 from sparsync.workers.layout import Arena, Layout
@@ -7,4 +8,18 @@ from sparsync.workers.optimizers import OPTIMIZERS
 from sparsync.workers.schedules import SCHEDULES
 from sparsync.workers.training import LocalTraining
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "Alone", "Arena", "Fleet", "Group", "Layout", "LocalTraining"]
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Alone",
+    "Arena",
+    "Bench",
+    "Client",
+    "Fleet",
+    "Group",
+    "Layout",
+    "LocalTraining",
+    "LocalWork",
+    "ModelVector",
+    "Transform",
+]

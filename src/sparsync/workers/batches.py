@@ -69,3 +69,59 @@ class Batches:
             drawn: Indices = np.stack([rng.choice(n, size, replace=False, shuffle=False) for _ in range(_BLOCK)])
             self._cached_at, self._cached = block, self.indices[drawn]
         return self._cached
+
+
+def batches_per_pass(samples: int, batch_size: int, drop_last: bool) -> int:
+    """How many batches a pass over some samples has: at least one, if need be a small one."""
+    whole, rest = divmod(samples, batch_size)
+    return max(1, whole + bool(rest and not drop_last))
+
+
+class Passes:
+    """One client's mini-batches of one round: a sequence of known length, a pure function of (seed, client, round).
+
+    Parameters
+    ----------
+    indices : array of int64, (n,)
+        The client's samples, n at least 1.
+    batch_size : int
+        Samples per batch; the last one of a pass holds the rest.
+    epochs, steps : int, optional
+        Give one: how many shuffled passes over the samples, or how many batches of as many passes as that takes.
+    drop_last : bool
+        Leave out the smaller last batch of a pass (never the only one). Default: keep it.
+    seed, client, round_ : int
+        Where the randomness comes from.
+    """
+
+    def __init__(
+        self,
+        indices: Indices,
+        batch_size: int,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        drop_last: bool = False,
+        seed: int,
+        client: int,
+        round_: int,
+    ) -> None:
+        if (epochs is None) == (steps is None):
+            raise ValueError("give either epochs or steps")
+        self.indices = indices
+        self.batch_size = min(batch_size, len(indices))
+        self.per_pass = batches_per_pass(len(indices), batch_size, drop_last)
+        self._length = epochs * self.per_pass if epochs is not None else int(steps or 0)
+        self._stream = seed, "passes", client, round_
+        self._cached_at = -1
+        self._cached = indices
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, step: int) -> Indices:
+        """Sample indices of the batch at `step`, counted from 0: (batch_size,) or fewer at the end of a pass."""
+        epoch, at = divmod(step, self.per_pass)
+        if self._cached_at != epoch:
+            self._cached_at, self._cached = epoch, generator(*self._stream, epoch).permutation(self.indices)
+        return self._cached[at * self.batch_size : (at + 1) * self.batch_size]

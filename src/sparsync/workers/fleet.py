@@ -17,10 +17,10 @@ from torch import Tensor
 from sparsync.errors import DivergedError, UsageError
 from sparsync.randomness import generator
 from sparsync.system import Clock, Profile
-from sparsync.wire import Dense, Ledger, Ring, Topology, Traffic
+from sparsync.wire import Chain, Dense, Ledger, Ring, Topology, Traffic
 from sparsync.wire.dense import Precision
 from sparsync.wire.ledger import Kind
-from sparsync.workers.group import Alone, Group, share
+from sparsync.workers.group import Alone, Group, gather, share
 from sparsync.workers.layout import Arena
 
 BuffersPolicy = Literal["average", "local"]
@@ -128,7 +128,9 @@ class Fleet:
         if self.journal is not None:
             self.journal.append(numbers)
 
-    def mean(self, x: Tensor, kind: Kind | None, *, paper: int = 0, weighted: bool = False) -> Tensor:
+    def mean(
+        self, x: Tensor, kind: Kind | None, *, paper: int = 0, weighted: bool = False, chain: Chain | None = None
+    ) -> Tensor:
         """Average one vector per worker over the whole fleet.
 
         Parameters
@@ -141,6 +143,8 @@ class Fleet:
             Bytes per worker to book in the paper view.
         weighted : bool
             Weight workers by their number of samples instead of equally.
+        chain : Chain, optional
+            How the vector travels to a star's server, and the mean back. Default: as the fleet's models do.
 
         Returns
         -------
@@ -155,8 +159,11 @@ class Fleet:
         """
         if x.shape[1] == 0:  # no numbers, no message
             return x.sum(0)
-        codec = self._codec if kind in ("model", "gradient") else self._native
-        if self.topology.name == "star":
+        codec: Dense | Chain = chain or (self._codec if kind in ("model", "gradient") else self._native)
+        messages: list[int] = []  # their lengths, where what is said decides about them
+        if isinstance(codec, Chain):
+            x, messages = self._through(codec, x)
+        elif self.topology.name == "star":
             x = codec.round(x)
         if weighted:
             total, divisor = self._shares(x) @ x, 1.0
@@ -166,7 +173,9 @@ class Fleet:
         mean = self.group.mean(total, divisor, self.topology, wire)
         if self.topology.name == "star":
             mean = codec.round(mean)
-        if kind is not None:
+        if kind is not None and isinstance(codec, Chain):
+            self._book_messages(kind, messages, len(codec.encode(mean)), paper)
+        elif kind is not None and isinstance(codec, Dense):
             self._book(kind, x.shape[1], x.itemsize if self.topology.name == "ring" else codec.dtype.itemsize, paper)
         if not math.isfinite(mean[0].item()):
             self.diverged(kind or "model")
@@ -176,6 +185,26 @@ class Fleet:
         traffic = self._traffic.get((numel, itemsize))
         if traffic is None:
             traffic = self._traffic[numel, itemsize] = self.topology.mean(self.workers, numel, itemsize)
+        self.ledger.book(kind, traffic)
+        self.clock.exchange(traffic.messages, traffic.serial_bytes)
+        if paper:
+            self.ledger.book_paper(kind, paper * self.workers)
+
+    def _through(self, chain: Chain, x: Tensor) -> tuple[Tensor, list[int]]:
+        """What a server decodes of the rows (k, p), and how long the messages of the workers here are."""
+        if self.topology.name != "star":
+            raise UsageError(f"codec {chain}: a ring moves bare numbers; use topology='star'")
+        payloads = [chain.encode(row.float()) for row in x]
+        return torch.stack([chain.decode(one, x.shape[1]).to(x) for one in payloads]), [len(one) for one in payloads]
+
+    def _book_messages(self, kind: Kind, sizes: list[int], answer: int, paper: int) -> None:
+        """Book messages whose length depends on what they say: each worker's own up, the same answer down to all."""
+        if self.workers == 1:
+            return
+        up = gather(self.group, dict(zip(self.rows, sizes, strict=True)))
+        sent = np.asarray([up[worker] for worker in range(self.workers)], np.int64)
+        received = np.full(self.workers, answer, np.int64)
+        traffic = Traffic(sent, received, int((sent + received).sum()), 2, int(sent.max()) + answer)
         self.ledger.book(kind, traffic)
         self.clock.exchange(traffic.messages, traffic.serial_bytes)
         if paper:

@@ -51,3 +51,9 @@ def step_decay(*, every: Steps, factor: Factor = 0.1, warmup: Warmup = 0) -> Sch
 def exponential(*, factor: Factor = 0.998, warmup: Warmup = 0) -> Schedule:
     """Times `factor` after every step."""
     return lambda step: _warm(step, warmup) * factor**step
+
+
+@SCHEDULES.register("geometric")
+def geometric(*, final: Annotated[float, Field(gt=0, le=1)] = 0.02, steps: Steps) -> Schedule:
+    """From the full rate down to `final` after `steps`, by one factor in each; lower still after that."""
+    return lambda step: float(final ** ((step + 1) / steps))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sparsync.randomness import torch_seed
 from sparsync.task import Task
 from sparsync.workers.batches import Batches
 from sparsync.workers.fleet import Fleet
-from sparsync.workers.layout import Seat
+from sparsync.workers.layout import Arena, Seat
 from sparsync.workers.optimizers import OPTIMIZERS
 from sparsync.workers.schedules import SCHEDULES
 
@@ -34,6 +35,51 @@ class Worker:
         self.grad = fleet.grads[i]
         self.batches = batches
         self.steps = 0
+
+
+class Learner:
+    """The one seat of this process with what is learnt in it: forward and backward of a batch."""
+
+    def __init__(self, task: Task, module: nn.Module, arena: Arena) -> None:
+        self.task = task
+        self.device, self.dtype = arena.params.device, arena.params.dtype
+        self.stochastic = task.stochastic(module)
+        self.seat = Seat(module, arena)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Training mode; whatever dropout draws meanwhile, the global generator is put back."""
+        self.seat.module.train()
+        generator = self._default_generator()
+        before = generator.get_state() if self.stochastic else None
+        try:
+            yield
+        finally:
+            if before is not None:
+                generator.set_state(before)
+
+    def backward(
+        self, parameters: list[nn.Parameter], buffers: list[Tensor], inputs: Tensor, labels: Tensor, *draw: int
+    ) -> float:
+        """Add a batch's gradient to those of the parameters, unless the loss that it returns is not finite.
+
+        `draw` names the stream of dropout: seed, worker and whatever tells its batches apart.
+        """
+        if self.stochastic:
+            seed, worker, *index = draw
+            self._default_generator().manual_seed(torch_seed(seed, "forward", worker, *index))
+        module = self.seat.bind(parameters, buffers)
+        loss: Tensor = self.task.loss(module(inputs), labels)
+        value = loss.item()
+        if math.isfinite(value):
+            loss.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    def _default_generator(self) -> torch.Generator:
+        """Where dropout draws from."""
+        if self.device.type == "cuda":
+            return torch.cuda.default_generators[self.device.index or 0]
+        return torch.default_generator
 
 
 class LocalTraining:
@@ -68,11 +114,8 @@ class LocalTraining:
     ) -> None:
         self.fleet = fleet
         self.task = task
-        self.device = fleet.params.device
-        self.dtype = fleet.params.dtype
         self.schedule = SCHEDULES.build(schedule)
-        self.stochastic = task.stochastic(module)
-        self.seat = Seat(module, fleet.arena)
+        self.learner = Learner(task, module, fleet.arena)
         self.workers = [Worker(number, fleet, own) for number, own in zip(fleet.rows, batches, strict=True)]
         self.optimizer: Optimizer = OPTIMIZERS.build(optimizer, [worker.row for worker in self.workers])
         self.rate: float = self.optimizer.param_groups[0]["lr"]
@@ -91,11 +134,8 @@ class LocalTraining:
         if before_step is not None and not isinstance(steps, int):
             raise ValueError("before_step: workers that exchange gradients must take the same number of steps")
         self.fleet.ledger.step_begins()
-        self.seat.module.train()
-        forward = self._default_generator()
-        before = forward.get_state() if self.stochastic else None
         left = {worker: steps if isinstance(steps, int) else steps[worker.number] for worker in self.workers}
-        try:
+        with self.learner.training():
             while active := [worker for worker, n in left.items() if n > 0]:
                 self.fleet.grads.zero_()
                 healthy = self._backward(active)
@@ -103,9 +143,6 @@ class LocalTraining:
                     before_step()
                 self._update(healthy)
                 left = {worker: left[worker] - 1 for worker in healthy}
-        finally:
-            if before is not None:
-                forward.set_state(before)
         self.fleet.clock.compute(steps)
 
     def losses(self) -> tuple[float, int]:
@@ -125,20 +162,16 @@ class LocalTraining:
         for start in range(0, len(active), each):
             some = active[start : start + each]
             indices = [worker.batches[worker.steps] for worker in some]
-            inputs, labels = train.batch(np.concatenate(indices), self.dtype, self.device)
+            inputs, labels = train.batch(np.concatenate(indices), self.learner.dtype, self.learner.device)
             sizes = [len(own) for own in indices]
             yield from zip(some, inputs.split_with_sizes(sizes), labels.split_with_sizes(sizes), strict=True)
 
     def _backward_one(self, worker: Worker, inputs: Tensor, labels: Tensor) -> bool:
-        if self.stochastic:
-            self._default_generator().manual_seed(torch_seed(self.fleet.seed, "forward", worker.number, worker.steps))
-        module = self.seat.bind(worker.parameters, worker.buffers)
-        loss: Tensor = self.task.loss(module(inputs), labels)
-        value = loss.item()
+        draw = self.fleet.seed, worker.number, worker.steps
+        value = self.learner.backward(worker.parameters, worker.buffers, inputs, labels, *draw)
         if not math.isfinite(value):
             self.fleet.fail(worker.number, worker.steps + 1)
             return False
-        loss.backward()  # type: ignore[no-untyped-call]
         self.loss_sum += value
         self.loss_count += 1
         return True
@@ -153,12 +186,6 @@ class LocalTraining:
         for worker in workers:
             worker.steps += 1
 
-    def _default_generator(self) -> torch.Generator:
-        """Where dropout draws from. It is seeded per worker and step, and put back after local training."""
-        if self.device.type == "cuda":
-            return torch.cuda.default_generators[self.device.index or 0]
-        return torch.default_generator
-
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state and step count of each worker here."""
         return {
@@ -172,6 +199,7 @@ class LocalTraining:
         for worker, steps, own in zip(self.workers, state["steps"], state["optimizers"], strict=True):
             worker.steps = steps
             self.optimizer.state[worker.row] = {
-                name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in own.items()
+                name: value.to(self.learner.device) if isinstance(value, Tensor) else value
+                for name, value in own.items()
             }
         self.loss_sum, self.loss_count = state["losses"]

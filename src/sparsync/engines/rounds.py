@@ -1,0 +1,282 @@
+"""The loop of federated strategies: select, send, train, return, aggregate, and now and then a look at the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sparsync.engines.evaluation import Budget, Progress, evaluate
+from sparsync.engines.pace import Action
+from sparsync.errors import PayloadError, SparsyncError
+from sparsync.federated import FederatedState, Server, TooFewUploads, Upload
+from sparsync.system import Clock, Profile
+from sparsync.task import Task, counts
+from sparsync.wire import Kind, Ledger, kinds_of, values_of
+from sparsync.workers import SCHEDULES, Arena, Bench, Client
+from sparsync.workers.group import gather
+
+_ATTEMPTS = 3  # cohorts that a round may be tried with
+
+
+@dataclass
+class Rounds:
+    """Where a federation stands."""
+
+    round: int = 0  # complete ones
+    attempt: int = 0  # cohorts of the current one that have failed
+
+
+class RoundLoop:
+    """One federated strategy's run, in the processes of one machine or several.
+
+    All processes hold the server's state and compute the same; each trains its share of the cohort, client by client.
+
+    Parameters
+    ----------
+    server, bench, strategy
+        The two sides, and what they say to each other.
+    task : Task
+        For the evaluation of the global model on the test set, which is a read-out: it costs no bytes and no time.
+    budget : Budget
+        How long: its steps count rounds.
+    profile : Profile
+        Devices and links, for the virtual clock.
+    emit : callable
+        Gets every line of the history, a dict; same lines in all processes.
+    """
+
+    counts = "rounds"
+
+    def __init__(
+        self,
+        server: Server,
+        bench: Bench,
+        strategy: FederatedState,
+        task: Task,
+        budget: Budget,
+        profile: Profile,
+        emit: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.server, self.bench, self.strategy = server, bench, strategy
+        self.task, self.budget, self.emit = task, budget, emit
+        self.group = server.group
+        self.schedule = SCHEDULES.build(server.settings.schedule)
+        self.ledger = Ledger(server.clients)
+        self.clock = Clock(server.clients, profile)
+        self.progress = Progress()
+        self.rounds = Rounds()
+        self.losses = [0.0, 0]  # sum and number, of the batches since the last evaluation
+
+    @property
+    def arena(self) -> Arena:
+        """Whose layout names a model's tensors."""
+        return self.bench.arena
+
+    @property
+    def syncs(self) -> int:
+        """Complete rounds."""
+        return self.rounds.round
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent, or the target reached and that is enough."""
+        return self.rounds.round >= self.budget.steps or self.progress.hit(self.budget)
+
+    def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
+        """Go through rounds to the end of the budget. Return whether it got there, or was asked to stop."""
+        while not self.done:
+            steps = self._round(save)
+            action = pace(steps)
+            if action is not Action.GO_ON and not self.done:
+                save()
+                if action is Action.STOP:
+                    return False
+        return True
+
+    def _round(self, save: Callable[[], None]) -> int:
+        """One exchange, with further cohorts if too few of the first send something valid; return its local steps."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._exchange()
+            except TooFewUploads as failure:
+                self.rounds.attempt += 1
+                why = str(failure)
+        save()
+        raise SparsyncError(
+            f"round {self.rounds.round + 1}: {_ATTEMPTS} cohorts in a row sent too little; the last: {why}; "
+            "the run is saved: mend the clients, or lower the learning rate, and resume"
+        )
+
+    def _exchange(self) -> int:
+        now, server = self.rounds.round, self.server
+        server.journal.clear()
+        server.rejected = {}
+        rng = server.generator("select", now, self.rounds.attempt)
+        cohort = [int(client) for client in self.strategy.select(now, rng)]
+        payload = self.strategy.downlink(now)
+        reports: dict[int, dict[str, Any]] = {}
+        memories: dict[int, dict[str, Any]] = {}
+        failure: TooFewUploads | None = None
+        complete: bool | None = False
+        try:
+            complete = self.strategy.aggregate(now, self._uploads(cohort, payload, reports, memories))
+        except TooFewUploads as few:  # what was sent has been sent
+            failure = few
+        everyone = gather(self.group, reports)
+        steps = self._book(cohort, payload, everyone)
+        for number, reason in server.rejected.items():
+            self._emit("rejection", client=number, reason=reason)
+        if failure:
+            raise failure
+        for number in memories.keys() - server.rejected.keys():
+            self.bench.remember(number, memories[number])
+        self._note(cohort, everyone)
+        if complete is not False:
+            self._complete()
+        return steps
+
+    def _uploads(
+        self,
+        cohort: Sequence[int],
+        payload: bytes,
+        reports: dict[int, dict[str, Any]],
+        memories: dict[int, dict[str, Any]],
+    ) -> Iterator[Upload]:
+        """Train the clients of this process, one after the other, each when its upload is asked for.
+
+        What they report is entered, and what they would like to remember.
+        """
+        now, size = self.rounds.round, self.group.size
+        for i, number in enumerate(cohort):
+            # Clients that remember something stay where they are.
+            if (number if self.strategy.stateful else i) % size != self.group.rank:
+                continue
+            client = Client(number, now, self.schedule(now), self.bench)
+            upload = self.strategy.local_update(client, payload)
+            memories[number] = client.memory
+            nbytes, values = _measured(upload)
+            reports[number] = {
+                "steps": client.steps,
+                "loss": client.loss_sum,
+                "bytes": nbytes,
+                "values": values,
+                "notes": client.report,
+            }
+            yield Upload(number, upload)
+
+    def _book(self, cohort: Sequence[int], payload: bytes, reports: Mapping[int, dict[str, Any]]) -> int:
+        """Book an exchange's bytes and time; return the local steps of the client that took most."""
+        down, values = kinds_of(payload), values_of(payload)
+        for number in cohort:
+            for kind, nbytes in down.items():
+                self.ledger.book_message(kind, number, down=nbytes)
+            for kind, nbytes in reports[number]["bytes"].items():
+                self.ledger.book_message(kind, number, up=nbytes)
+            for kind, nbytes in (*values.items(), *reports[number]["values"].items()):
+                self.ledger.book_paper(kind, nbytes)
+        steps: list[int] = [reports[number]["steps"] for number in cohort]
+        sizes: list[int] = [len(payload) + sum(reports[number]["bytes"].values()) for number in cohort]
+        self.clock.visit(cohort, steps, sizes)
+        self.losses[0] += sum(reports[number]["loss"] for number in cohort)
+        self.losses[1] += sum(steps)
+        self.progress.step += max(steps, default=0)
+        return max([1, *steps])
+
+    def _emit(self, kind: str, **numbers: Any) -> None:
+        """One line of history about the current round."""
+        self.emit({"kind": kind, "round": self.rounds.round + 1, "step": self.progress.step, **numbers})
+
+    def _note(self, cohort: Sequence[int], reports: Mapping[int, dict[str, Any]]) -> None:
+        """One line of history with what server and clients noted; of the clients' numbers the mean and range."""
+        line: dict[str, Any] = dict(self.server.journal)
+        names = dict.fromkeys(name for number in cohort for name in reports[number]["notes"])
+        for name in names:
+            noted = [reports[n]["notes"][name] for n in cohort if name in reports[n]["notes"]]
+            line[name] = float(np.mean(noted))
+            line[f"{name}_min"], line[f"{name}_max"] = min(noted), max(noted)
+        if line:
+            self._emit("round", **line)
+
+    def _complete(self) -> None:
+        self.rounds = Rounds(self.rounds.round + 1)
+        budget, now = self.budget, self.rounds.round
+        if now % budget.eval_every == 0 or now >= budget.steps:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        server, progress = self.server, self.progress
+        self.bench.vector.write(self.strategy.model())
+        by_class, loss = evaluate(self.task, self.bench.module, self.group)
+        accuracy = float(by_class[:, 0].sum() / by_class[:, 1].sum())
+        line: dict[str, Any] = {
+            "kind": "evaluation",
+            "step": progress.step,
+            "accuracy": accuracy,
+            "loss": loss,
+            "train_loss": self.losses[0] / self.losses[1] if self.losses[1] else None,
+            "bytes": self.ledger.total,
+            "paper_bytes": self.ledger.paper_total,
+            "rounds": self.rounds.round,
+            "seconds": self.clock.now,
+            "bytes_by_kind": dict(self.ledger.moved),
+        }
+        if server.settings.client_accuracy:
+            line.update(self._of_clients(by_class))
+        self.losses = [0.0, 0]
+        progress.evaluated(line, self.budget)
+        self.emit(line)
+
+    @cached_property
+    def _held(self) -> np.ndarray[Any, Any]:
+        """How many samples of each class each client holds, (N, classes)."""
+        dataset = self.task.dataset
+        return counts(self.bench.parts, dataset.train.labels.numpy(), dataset.classes).astype(np.float64)
+
+    def _of_clients(self, by_class: np.ndarray[Any, Any]) -> dict[str, float]:
+        """Accuracy that clients can expect on test examples of their own classes: mean and worst decile."""
+        correct, tested = by_class.T
+        mine = self._held @ (correct / np.maximum(tested, 1))
+        known = self._held @ (tested > 0)  # samples of classes that are tested at all
+        accuracies = np.sort(mine[known > 0] / known[known > 0])
+        worst = accuracies[: max(1, len(accuracies) // 10)]
+        return {"client_accuracy": float(accuracies.mean()), "client_accuracy_worst": float(worst.mean())}
+
+    def final(self) -> tuple[Tensor, Tensor]:
+        """Parameters (d,) and buffers (b,) of the global model as it computes."""
+        model, vector = self.strategy.model(), self.bench.vector
+        return model[: vector.d], model[vector.d : vector.d + vector.b]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run of the same experiment needs to go on with the same bits."""
+        return {
+            "strategy": self.strategy.state_dict(),
+            "memories": {str(number): memory for number, memory in self.bench.memories.items()},
+            "ledger": self.ledger.state_dict(),
+            "clock": self.clock.state_dict(),
+            "progress": asdict(self.progress),
+            "rounds": asdict(self.rounds),
+            "losses": list(self.losses),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.strategy.load_state_dict(state["strategy"])
+        self.bench.memories = {int(number): memory for number, memory in state["memories"].items()}
+        self.ledger.load_state_dict(state["ledger"])
+        self.clock.load_state_dict(state["clock"])
+        self.progress = Progress(**state["progress"])
+        self.rounds = Rounds(**state["rounds"])
+        self.losses = list(state["losses"])
+
+
+def _measured(upload: bytes) -> tuple[dict[Kind, int], dict[Kind, int]]:
+    """Bytes of an upload by kind, all of them and of values; of one that is malformed, its length."""
+    try:
+        return kinds_of(upload), values_of(upload)
+    except PayloadError:
+        return {"model": len(upload)}, {}

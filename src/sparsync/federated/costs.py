@@ -1,0 +1,96 @@
+"""What training and messages cost by formula, to compare with papers. Nothing here is booked: the ledger counts bytes.
+
+FedDIP's authors' count of a round's traffic, and the floating-point operations of sparse training, which are saved only
+where kernels skip zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsync.sparsity import prunable_names
+from sparsync.sparsity.view import owner_of
+
+
+def authors_cost(parameters: int, cohort: int, down_sparsity: float, up_sparsity: float = 0.0) -> float:
+    """Traffic of one round as FedDIP's authors count it (arXiv:2309.06805), in Mbit of 2^20 bits; they write MB.
+
+    ``int(32 (1 - s) n) / 2**20`` per transfer: values alone, without masks, headers and buffers.
+
+    Parameters
+    ----------
+    parameters : int
+        n, all that are trained, biases and normalisation included.
+    cohort : int
+        Clients of the round, each with one download and one upload.
+    down_sparsity : float
+        The round's target, although the mask changes in every R-th round only and the first download is dense.
+    up_sparsity : float
+        Zeros measured in what clients send. Default: 0, since their weights are dense.
+    """
+    return cohort * sum(int(32 * (1 - sparsity) * parameters) for sparsity in (down_sparsity, up_sparsity)) / 2**20
+
+
+def forward_flops(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+    """F_l, operations of one example's forward pass in every prunable layer, by its weight; a multiply-add counts 2.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The model; it is run once, in evaluation mode.
+    shape : tuple of int
+        Of one input.
+    """
+    flops: dict[str, int] = {}
+
+    def hook(name: str, weight: Tensor) -> Any:
+        def count(_: nn.Module, __: object, output: Tensor) -> None:
+            flops[name] = flops.get(name, 0) + 2 * weight.numel() * output.numel() // weight.shape[0]
+
+        return owner_of(module, name).register_forward_hook(count)
+
+    hooks = [hook(name, module.get_parameter(name)) for name in prunable_names(module)]
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        with torch.no_grad():
+            module.eval()(next(module.parameters()).new_zeros(1, *shape))
+    finally:
+        for handle in hooks:
+            handle.remove()
+        for part, training in modes:
+            part.training = training
+    return flops
+
+
+def training_flops(
+    forward: Mapping[str, int],
+    weights: Mapping[str, float],
+    activations: Mapping[str, float] | None = None,
+    *,
+    masked_gradients: bool = False,
+) -> float:
+    """Operations of training on one example: (d + d + a) F per layer, 3 F where all is dense.
+
+    The forward pass and the gradient by the input are as dense as the weight, d; the gradient by the weight is as dense
+    as the saved activation, a. Thresholds and the power of a re-parametrisation, O(numel), are not counted.
+
+    Parameters
+    ----------
+    forward : mapping of str to int
+        F of every layer, from `forward_flops`.
+    weights : mapping of str to float
+        d, densities of the weights.
+    activations : mapping of str to float, optional
+        a, densities of the saved activations. Default: dense.
+    masked_gradients : bool
+        Whether gradients of weights that are zero are skipped: d a F instead of a F.
+    """
+    total = 0.0
+    for name, dense in forward.items():
+        d, a = weights[name], 1.0 if activations is None else activations[name]
+        total += dense * (2 * d + (d * a if masked_gradients else a))
+    return total

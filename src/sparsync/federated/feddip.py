@@ -1,0 +1,257 @@
+"""FedDIP: Long et al., arXiv:2309.06805 (ICDM 2023), and its authors' code; DPF is Lin et al., arXiv:2006.07253.
+
+Clients keep dense weights omega and compute gradients at the pruned ones, theta = m * omega, so that what the mask
+hides still learns (error feedback). Every R rounds the server decides the mask anew, over all layers together, while
+the sparsity follows a cubic ramp. A penalty on the norm of each pruned layer grows in steps.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor
+
+from sparsync.errors import UsageError
+from sparsync.federated.fedavg import FedAvgState
+from sparsync.federated.masked import MaskedConfig, MaskedState, over_parameters
+from sparsync.federated.server import Server, Upload
+from sparsync.sparsity import Cubic, ParamView, Staircase, counts, erk, kept, random_mask, top_k_mask
+from sparsync.spec import config
+from sparsync.strategies import STRATEGIES
+from sparsync.wire import Known
+from sparsync.workers import Client
+
+MaskInit = Annotated[Literal["erk", "none"], BeforeValidator(lambda value: "none" if value is None else value)]
+Norm = Annotated[Literal["1", "2", "inf"], BeforeValidator(str)]  # from Python, numbers are welcome, too
+
+
+@config
+class DynamicPruning(MaskedConfig):
+    """What FedDIP and DPF have in common.
+
+    Attributes
+    ----------
+    sparsity, sparsity_init : float
+        Fraction of zeros among prunable entries at the end, s_p, and at the start, s_0. Default: 0.9 and 0.5.
+    reconfiguration_interval : int
+        R, rounds between two decisions about the mask. Default: 5.
+    first_reconfiguration : int
+        First round, counted from 0, that may decide. Default: 0, as in the code.
+    reconfigure_on : {"dense", "masked"}
+        Whether the mask is ranked on the clients' dense mean, so that pruned weights can return, or on what the old
+        mask leaves of it (authors' code: masks are nested).
+    upload : {"dense_on_reconfiguration", "dense", "masked"}
+        What clients send: everything in rounds that decide and the mask's entries in others; or always the one.
+    mask_init : {"erk", "none"}
+        The first mask: random at ERK densities, the same for all, or everything.
+    erk_power : float
+        gamma of ERK; 0 is uniform. Default: 1.
+    prunable : str
+        Which layers are pruned: ``feddip`` (no shortcuts), ``sparsyfed`` (all) or ``weights_no_ends``.
+    uplink, downlink : str, optional
+        How the numbers travel. Default: float32.
+    """
+
+    sparsity: float = Field(default=0.9, ge=0, lt=1)
+    sparsity_init: float = Field(default=0.5, ge=0, lt=1)
+    reconfiguration_interval: int = Field(default=5, ge=1)
+    first_reconfiguration: int = Field(default=0, ge=0)
+    reconfigure_on: Literal["dense", "masked"] = "dense"
+    upload: Literal["dense_on_reconfiguration", "dense", "masked"] = "dense_on_reconfiguration"
+    mask_init: MaskInit = "erk"
+    erk_power: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    prunable: Literal["feddip", "sparsyfed", "weights_no_ends"] = "feddip"
+
+    @model_validator(mode="after")
+    def _combination(self) -> DynamicPruning:
+        if self.sparsity_init > self.sparsity:
+            raise ValueError(
+                f"sparsity_init={self.sparsity_init} exceeds sparsity={self.sparsity}; sparsity only grows"
+            )
+        if self.reconfigure_on == "dense" and self.upload == "masked":
+            raise ValueError(
+                "reconfigure_on=dense with upload=masked: the server would rank what clients never sent; "
+                "take upload=dense_on_reconfiguration, or reconfigure_on=masked"
+            )
+        if self.reconfigure_on == "masked" and self.upload == "dense_on_reconfiguration":
+            warnings.warn(
+                "reconfigure_on=masked ignores what is off the mask; upload=masked gives the same models for less",
+                stacklevel=2,
+            )
+        return self
+
+    def penalty(self, rounds: int) -> Staircase | None:
+        """Return the strength of the regularisation by round, if there is one."""
+        return None
+
+    @property
+    def norm(self) -> Norm:
+        """Norm of the regularisation."""
+        return "2"
+
+    def serve(self, server: Server) -> FedAvgState:
+        """Begin a run."""
+        return FedDIPState(self, server)
+
+
+@STRATEGIES.register("feddip")
+@config
+class FedDIP(DynamicPruning):
+    """Prune dynamically with error feedback and a growing penalty on the layers' norms (FedDIP).
+
+    Besides what dpf has as well: `sparsity`, `sparsity_init`, `reconfiguration_interval`, `first_reconfiguration`,
+    `reconfigure_on`, `upload`, `mask_init`, `erk_power`, `prunable`, `uplink` and `downlink`.
+
+    Attributes
+    ----------
+    lambda_max, lambda_min : float
+        Range of the penalty; the last step stays below its upper end, as in the code. Default: 1e-3 and 5e-4.
+    lambda_steps : int
+        Q, steps of the staircase; during the first the penalty is 0. Default: 20.
+    norm_order : {"2", "1", "inf"}
+        Of each layer's norm, which is not squared.
+    """
+
+    lambda_max: float = Field(default=1e-3, ge=0, allow_inf_nan=False)
+    lambda_min: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
+    lambda_steps: int = Field(default=20, ge=2)
+    norm_order: Norm = "2"
+
+    @model_validator(mode="after")
+    def _rising(self) -> FedDIP:
+        if self.lambda_max and self.lambda_min > self.lambda_max:
+            raise ValueError(
+                f"lambda_min={self.lambda_min} exceeds lambda_max={self.lambda_max}; lambda_max=0 is no penalty at all"
+            )
+        return self
+
+    def penalty(self, rounds: int) -> Staircase | None:
+        if not self.lambda_max:
+            return None
+        if rounds < self.lambda_steps:
+            raise UsageError(
+                f"feddip: lambda_steps={self.lambda_steps} in {rounds} rounds; ask for fewer steps or more rounds"
+            )
+        return Staircase(0.0, self.lambda_min, self.lambda_max, self.lambda_steps, rounds)
+
+    @property
+    def norm(self) -> Norm:
+        return self.norm_order
+
+
+class FedDIPState(MaskedState):
+    """The global model and its mask; `dense` says whether the round under way ends with a decision."""
+
+    def __init__(self, config: DynamicPruning, server: Server) -> None:
+        ramp = Cubic(config.sparsity_init, config.sparsity, server.rounds)
+        super().__init__(config, server, ramp, config.prunable)
+        self.config = config
+        self.penalty = config.penalty(server.rounds)
+        if config.mask_init == "erk" and config.sparsity_init > 0:
+            densities = erk(self.view.shapes, 1 - config.sparsity_init, config.erk_power)
+            ones = counts(self.view.shapes, densities)
+            self.mask = random_mask(self.view.shapes, ones, server.generator("mask"))
+        self.weights = self.pruned(self.weights, self.mask)
+
+    def decides(self, round_: int) -> bool:
+        """Whether a round, counted from 0, ends with a new mask."""
+        return round_ % self.config.reconfiguration_interval == 0 and round_ >= self.config.first_reconfiguration
+
+    def dense_upload(self, round_: int) -> bool:
+        """Whether clients send what is off the mask, too."""
+        policy = self.config.upload
+        return policy == "dense" or (policy == "dense_on_reconfiguration" and self.decides(round_))
+
+    def downlink(self, round_: int) -> bytes:
+        payload = super().downlink(round_)
+        if self.penalty:
+            self.server.record(**{"lambda": self.penalty(round_)})
+        return payload
+
+    def train_on(self, client: Client, mask: Tensor) -> Tensor:
+        """Take local steps on dense weights, with gradients at the pruned ones."""
+        strength = self.penalty(client.round) if self.penalty else 0.0
+        client.train(transform=Pruned(self.view, mask, strength, self.config.norm))
+        if not self.dense_upload(client.round):
+            return mask
+        trained = self.prunable(client.model()).double()
+        client.note({"off_mask": float(trained[~mask].norm() / trained[mask].norm().clamp_min(1e-30))})
+        return torch.ones_like(mask)
+
+    def wish(self, round_: int, trained: Tensor, mask: Tensor) -> Tensor:
+        """The mask that a client would choose alone, where it says all that it takes."""
+        return top_k_mask(trained, self.kept(round_)) if self.dense_upload(round_) and self.decides(round_) else mask
+
+    def kept(self, round_: int) -> int:
+        """k_t, ones of a mask that is decided in a round."""
+        return kept(self.view.numel, self.sparsity(round_))
+
+    def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
+        everything = torch.ones_like(self.mask)
+        known = Known(everything if self.dense_upload(round_) else self.mask)
+        mean = self.server.average(uploads, lambda payload: self.up.decode(payload, known), len(self.weights)).float()
+        if self.config.reconfigure_on == "masked":
+            mean = self.pruned(mean, self.mask)
+        if self.decides(round_):
+            self.decide(self.prunable(mean), self.kept(round_))
+        self.weights = self.pruned(mean, self.mask)
+        self.watch.agreement()
+        return None
+
+    def decide(self, aggregate: Tensor, count: int) -> None:
+        """Take as many of the largest magnitudes of the aggregate (M,) for the new mask."""
+        if self.config.reconfigure_on == "masked":  # never fill up with zeros that the old mask has left
+            count = min(count, int(aggregate.count_nonzero()))
+        old, self.mask = self.mask, top_k_mask(aggregate, count)
+        total, lost = float(aggregate.double().square().sum()), float(aggregate[~self.mask].double().square().sum())
+        self.server.record(
+            returned=int((self.mask & ~old).count_nonzero()),
+            dropped=int((old & ~self.mask).count_nonzero()),
+            delta=lost / total if total else 0.0,
+        )
+
+
+class Pruned:
+    """The transform of local training: theta = m * omega, whose gradient is omega's as well (straight through).
+
+    The gradient is not masked: entries that the mask hides move, too. The penalty's gradient is
+    lambda theta_l / ||theta_l|| in each layer, 0 for a layer of zeros.
+
+    Parameters
+    ----------
+    view : ParamView
+        The prunable entries.
+    mask : Tensor, (M,)
+        Which of them are kept.
+    strength : float
+        lambda. Default: 0.
+    norm : {"2", "1", "inf"}
+        Of the penalty.
+    """
+
+    def __init__(self, view: ParamView, mask: Tensor, strength: float = 0.0, norm: Norm = "2") -> None:
+        self.view, self.strength, self.norm = view, strength, norm
+        self.on = over_parameters(view, mask)
+        self.theta: Tensor | None = None
+
+    def weights(self, raw: Tensor, out: Tensor) -> None:
+        self.theta = torch.mul(raw, self.on.to(raw), out=out)
+
+    def gradient(self, raw: Tensor, grad: Tensor) -> None:
+        if self.strength and self.theta is not None:
+            for start, stop in self.view.spans:
+                grad[start:stop].add_(self._direction(self.theta[start:stop]), alpha=self.strength)
+
+    def _direction(self, theta: Tensor) -> Tensor:
+        """Gradient of a layer's norm, 0 where it is 0."""
+        if self.norm == "1":
+            return theta.sign()
+        if self.norm == "inf":
+            largest = theta.abs().argmax()
+            return torch.zeros_like(theta).index_copy_(0, largest[None], theta[largest][None].sign())
+        length = theta.norm()
+        return theta / length if length > 0 else theta

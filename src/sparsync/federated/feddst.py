@@ -1,0 +1,168 @@
+"""FedDST: Bibikar et al., AAAI 2022, after its authors' code (``bibikar/feddst``).
+
+Everybody trains a mask of the target sparsity at ERK densities. In every R-th round, half-way through its local steps,
+a client moves a share of each layer's ones to where its dense gradient is largest; the server averages what clients
+kept, by coordinate, and prunes each layer back to its number of ones. Where the code and its port differ, so do we:
+weights are ranked as the client holds them, positions that were just dropped may be grown again, and the move happens
+early enough for grown weights to be worth something when they are sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sparsync.federated.fedavg import FedAvgState
+from sparsync.federated.masked import MaskedConfig, MaskedState, freeze_off
+from sparsync.federated.server import Server, Upload
+from sparsync.sparsity import (
+    Constant,
+    CosineDrop,
+    ParamView,
+    counts,
+    erk,
+    layer_top_k_mask,
+    random_mask,
+    top_k_mask,
+)
+from sparsync.spec import config
+from sparsync.strategies import STRATEGIES
+from sparsync.wire import Known, Masked, Support
+from sparsync.workers import Client
+
+
+@STRATEGIES.register("feddst")
+@config
+class FedDST(MaskedConfig):
+    """Let clients drop and grow weights under a mask of constant sparsity (FedDST).
+
+    Attributes
+    ----------
+    sparsity : float
+        Fraction of zeros among prunable entries, from the start. Default: 0.9.
+    readjustment_interval : int
+        R: clients move ones in rounds R, 2 R, ... Default: 20.
+    drop_fraction : float
+        a: share of a layer's ones that the first move may take; it falls to 0 on half a cosine. Default: 0.5.
+    drop_until : int, optional
+        Round, counted from 0, from which on it is 0. Default: the number of rounds, so that the last one moves some.
+    aggregate : {"mask_weighted", "fedavg"}
+        Mean over the clients that kept a coordinate, or over all.
+    mask_init : {"magnitude", "random"}
+        First mask: each layer's largest weights (authors' code), or random ones.
+    uplink, downlink : str, optional
+        How the numbers on the mask travel. Default: float32.
+    """
+
+    sparsity: float = Field(default=0.9, ge=0, lt=1)
+    readjustment_interval: int = Field(default=20, ge=1)
+    drop_fraction: float = Field(default=0.5, gt=0, le=1)
+    drop_until: int | None = Field(default=None, ge=1)
+    aggregate: Literal["mask_weighted", "fedavg"] = "mask_weighted"
+    mask_init: Literal["magnitude", "random"] = "magnitude"
+
+    def serve(self, server: Server) -> FedAvgState:
+        """Begin a run."""
+        return FedDSTState(self, server)
+
+
+class FedDSTState(MaskedState):
+    """The global model and its mask, with as many ones per layer as at the start."""
+
+    def __init__(self, config: FedDST, server: Server) -> None:
+        super().__init__(config, server, Constant(config.sparsity))
+        self.config = config
+        self.ones = counts(self.view.shapes, erk(self.view.shapes, 1 - config.sparsity))
+        if config.mask_init == "random":
+            self.mask = random_mask(self.view.shapes, self.ones, server.generator("mask"))
+        else:
+            self.mask = layer_top_k_mask(self.view, self.prunable(self.weights), self.ones)
+        self.weights = self.pruned(self.weights, self.mask)
+        self.drop = CosineDrop(config.drop_fraction, config.drop_until or server.rounds)
+
+    def readjusts(self, round_: int) -> bool:
+        """Whether clients move ones in a round, counted from 0."""
+        return (round_ + 1) % self.config.readjustment_interval == 0
+
+    def downlink(self, round_: int) -> bytes:
+        payload = super().downlink(round_)
+        self.server.record(drop_fraction=self.drop(round_))
+        return payload
+
+    def train_on(self, client: Client, mask: Tensor) -> Tensor:
+        if not self.readjusts(client.round):
+            return super().train_on(client, mask)
+        steps = len(client.batches)
+        freeze_off(self.view, mask, client, range(steps // 2))
+        extra = client.batches[int(client.generator("readjust").integers(steps))]
+        grad, weights = self.view.gather(client.gradient(extra)).cpu(), self.view.gather(client.params).cpu()
+        mask, weights = drop_and_grow(self.view, mask, weights, grad, self.drop(client.round))
+        self.view.scatter_(client.params, weights.to(client.params))
+        client.bench.optimizer.state.clear()  # momentum would move what was dropped
+        freeze_off(self.view, mask, client, range(steps // 2, steps))
+        return mask
+
+    def support(self, round_: int, mask: Tensor) -> Support:
+        return Masked(mask) if self.readjusts(round_) else super().support(round_, mask)
+
+    def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
+        numel, size = len(self.weights), self.view.numel
+
+        def decode(payload: bytes) -> Tensor:
+            if not self.readjusts(round_):
+                return torch.cat((self.up.decode(payload, Known(self.mask)), self.mask.float()))
+            model, mask = self.up.decode_mask(payload)
+            return torch.cat((model, mask.float()))
+
+        mean, holders = self.server.average(uploads, decode, numel + size).split_with_sizes((numel, size))
+        values = self.prunable(mean)
+        if self.config.aggregate == "mask_weighted":  # 0 where nobody kept the coordinate
+            values = torch.where(holders > 0, values / holders, 0.0)
+        self.mask = layer_top_k_mask(self.view, values.float(), self.ones)
+        weights = mean.float()
+        self.view.scatter_(weights[: self.view.total], values.float())
+        self.weights = self.pruned(weights, self.mask)
+        self.watch.agreement()
+        return None
+
+
+def drop_and_grow(
+    view: ParamView, mask: Tensor, weights: Tensor, grad: Tensor, fraction: float
+) -> tuple[Tensor, Tensor]:
+    """Move a share of each layer's ones: the smallest weights go, the largest gradients outside come, at 0.
+
+    Parameters
+    ----------
+    view : ParamView
+        The layers.
+    mask, weights, grad : Tensor, (M,)
+        Of the prunable entries, the gradient dense.
+    fraction : float
+        Share of a layer's ones that is moved, rounded up.
+
+    Returns
+    -------
+    mask, weights : Tensor, (M,)
+        As many ones per layer as before.
+    """
+    masks, values = [], []
+    for on, weight, slope in zip(view.split(mask), view.split(weights), view.split(grad), strict=True):
+        ones = int(on.count_nonzero())
+        moved = math.ceil(fraction * ones)
+        stay = _largest(weight, on, ones - moved)
+        grown = _largest(slope, ~stay, moved)
+        masks.append(stay | grown)
+        values.append(weight.where(stay, 0))
+    return torch.cat(masks), torch.cat(values)
+
+
+def _largest(x: Tensor, among: Tensor, k: int) -> Tensor:
+    """Mask of the k largest magnitudes of a vector (n,) among those that a mask allows."""
+    made = torch.zeros_like(among)
+    made[among] = top_k_mask(x[among], k)
+    return made

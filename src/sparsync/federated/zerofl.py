@@ -1,0 +1,106 @@
+"""ZeroFL: Qiu et al., ICLR 2022, as re-implemented by SparsyFed's authors (``AGuastella/fl_powerpropagation``).
+
+Clients train with SWAT layers: at every forward pass each layer's weight is pruned, in place, to its largest entries,
+and of the input that is saved for the backward pass only the largest entries stay. The weight's gradient is not masked,
+so every entry moves in each step, but one that was dropped survives only if a single step lifts it over the threshold.
+Before the upload the model is pruned globally. Reports call it "as re-implemented".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from sparsync.errors import UsageError
+from sparsync.federated.fedavg import FedAvgState
+from sparsync.federated.server import Server
+from sparsync.federated.top_k import TopK, TopKState
+from sparsync.sparsity import ActivationPruning, ParamView, top_k_mask
+from sparsync.spec import config
+from sparsync.strategies import STRATEGIES
+from sparsync.workers import Client
+
+
+@STRATEGIES.register("zerofl")
+@config
+class ZeroFL(TopK):
+    """Train with the largest weights and activations of each layer only, then send the largest weights (ZeroFL).
+
+    `sparsity`, `uplink` and `downlink` are those of top-k; the sparsity is also that of weights and activations.
+
+    Attributes
+    ----------
+    mask_ratio : float
+        How much denser than `sparsity` the upload is. Default: 0.
+    act_threshold : {"cached_per_round", "per_batch"}
+        As in sparsyfed. Default: chosen once per client and round.
+    skip_first : bool
+        Leave the first layer as it is. Default: yes.
+    """
+
+    mask_ratio: float = Field(default=0.0, ge=0, lt=1)
+    act_threshold: Literal["cached_per_round", "per_batch"] = "cached_per_round"
+    skip_first: bool = True
+
+    @model_validator(mode="after")
+    def _ratio(self) -> ZeroFL:
+        if self.mask_ratio > self.sparsity:
+            raise ValueError(f"mask_ratio={self.mask_ratio} exceeds sparsity={self.sparsity}: uploads would be dense")
+        return self
+
+    def serve(self, server: Server) -> FedAvgState:
+        """Begin a run."""
+        return ZeroFLState(self, server)
+
+
+class ZeroFLState(TopKState):
+    """The global model, (D,)."""
+
+    def __init__(self, config: ZeroFL, server: Server) -> None:
+        super().__init__(config, server)
+        self.config = config
+        self.sparsity = config.sparsity - config.mask_ratio  # of uploads
+        names = server.view("feddip").names[1 if config.skip_first else 0 :]  # shortcuts stay ordinary layers
+        if not names:
+            raise UsageError("zerofl: skip_first leaves nothing of a model of one layer; try skip_first=no")
+        self.swat = ParamView(server.vector.arena.layout.slots, names)
+        self.pruning: ActivationPruning | None = None
+
+    def train(self, client: Client, received: Tensor) -> None:
+        if self.pruning is None:
+            self.pruning = ActivationPruning(
+                client.module, self.swat.names, threshold=self.config.act_threshold, density=1 - self.config.sparsity
+            )
+        self.pruning.new_round()
+        client.train(transform=Swat(self.swat, self.config.sparsity))
+        client.note({f"act_density/{name}": value for name, value in self.pruning.densities.items()})
+
+
+class Swat:
+    """The transform of one client's round: each layer's weight keeps its largest entries, in place.
+
+    A convolution's threshold is that of its first forward pass, a linear layer's is chosen anew at each.
+    """
+
+    def __init__(self, view: ParamView, sparsity: float) -> None:
+        self.view = view
+        self.keep = [math.ceil(round((1 - sparsity) * size, 6)) for size in view.sizes]  # of 0.05 * 100, 5
+        self.cached: dict[int, Tensor] = {}
+
+    def weights(self, raw: Tensor, out: Tensor) -> None:
+        for layer, ((start, stop), keep) in enumerate(zip(self.view.spans, self.keep, strict=True)):
+            weight = raw[start:stop]
+            if layer in self.cached:
+                stays = weight.abs() >= self.cached[layer]
+            else:
+                stays = top_k_mask(weight, keep)
+                if len(self.view.shapes[layer]) > 2:
+                    self.cached[layer] = weight[stays].abs().min()
+            weight.mul_(stays)
+        out.copy_(raw)
+
+    def gradient(self, raw: Tensor, grad: Tensor) -> None:
+        """The gradient of weights that were dropped is theirs as well."""

@@ -1,0 +1,83 @@
+"""Several comparisons from one file: a study varies settings, and each variant is a comparison in its own folder.
+
+In an experiment file, ``[variants.NAME]`` holds what differs from the rest of the file: a setting replaces the one
+above, and of the tables ``federation`` and ``profile`` only the keys that are named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sparsync import comparison
+from sparsync.errors import UsageError
+from sparsync.experiment import Experiment, build
+
+_FILE = "study.json"
+_MERGED = ("federation", "profile")
+
+
+def variants(settings: Mapping[str, Any], source: str = "") -> dict[str, dict[str, Any]] | None:
+    """Settings of every variant that an experiment file describes; None if it describes none.
+
+    Raises
+    ------
+    UsageError
+        If variants are not tables, or a name is none for a folder.
+    """
+    if "variants" not in settings:
+        return None
+    where = f"{source}: " if source else ""
+    given = settings["variants"]
+    if not isinstance(given, Mapping) or not given or not all(isinstance(own, Mapping) for own in given.values()):
+        raise UsageError(f"{where}variants: expected tables, as in [variants.iid], with what differs from the rest")
+    base = {key: value for key, value in settings.items() if key != "variants"}
+    made = {}
+    for name, own in given.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise UsageError(f"{where}variants: {name!r} is no name for a folder; use letters, digits and . _ -")
+        made[name] = {**base, **own}
+        for table in _MERGED:
+            if table in base and table in own:
+                made[name][table] = {**base[table], **own[table]}
+    return made
+
+
+def compare(
+    settings: Mapping[str, Mapping[str, Any]], folder: Path, watch: Callable[[Experiment], Any] | None = None
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Run a study's comparisons one after the other; yields each one's folder and summary.
+
+    Raises
+    ------
+    UsageError
+        If one of them is wrong, before any has begun, or the folder already holds a study.
+    """
+    for name, own in settings.items():
+        build(dict(own), f"variant {name}")
+    if (folder / _FILE).exists():
+        raise UsageError(f"{folder} already holds a study; `sparsync resume {folder}` goes on with it, or name another")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _FILE).write_text(json.dumps(settings, indent=1, default=str) + "\n")
+    yield from resume(folder, watch)
+
+
+def resume(folder: Path, watch: Callable[[Experiment], Any] | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Go on with a study: comparisons that are complete are only read."""
+    settings = json.loads((folder / _FILE).read_text())
+    for name, own in settings.items():
+        part = folder / name
+        if (part / "run.json").exists():
+            yield part, comparison.resume(part, watch)
+        else:
+            yield part, comparison.compare(build(own, f"variant {name}"), part, watch)
+
+
+def parts(folder: Path) -> list[Path] | None:
+    """Folders of a study's comparisons that have begun; None if the folder holds no study."""
+    if not (folder / _FILE).exists():
+        return None
+    return [folder / name for name in json.loads((folder / _FILE).read_text()) if (folder / name / "run.json").exists()]

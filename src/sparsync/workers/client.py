@@ -1,0 +1,357 @@
+"""One client of a federation at work: it holds a model, its own samples, and what it remembers from round to round.
+
+A process plays the clients of a cohort one after the other on one row of an arena, so that memory depends neither on
+the number of clients nor on the size of the cohort.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsync.randomness import generator, torch_generator
+from sparsync.task import Task
+from sparsync.workers.batches import Indices, Passes
+from sparsync.workers.layout import Arena
+from sparsync.workers.optimizers import OPTIMIZERS
+from sparsync.workers.training import Learner
+
+
+class Transform(Protocol):
+    """Effective weights, as a function of those that the optimiser holds, are what the model computes with."""
+
+    def weights(self, raw: Tensor, out: Tensor) -> None:
+        """Write the effective parameters of `raw` (d,) into `out` (d,). May change `raw` in place."""
+
+    def gradient(self, raw: Tensor, grad: Tensor) -> None:
+        """Turn the gradient by the effective parameters into the one by the raw ones, in place, (d,)."""
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """How much a selected client trains, and how: the same for all.
+
+    Attributes
+    ----------
+    batch_size : int
+        Samples per batch.
+    epochs, steps : int, optional
+        Passes over the client's samples, or batches; exactly one is set.
+    drop_last : bool
+        Whether the smaller last batch of a pass is left out.
+    optimizer : str
+        Spec of the client's optimiser, which starts afresh in every round.
+    """
+
+    batch_size: int
+    epochs: int | None = 1
+    steps: int | None = None
+    drop_last: bool = False
+    optimizer: str = "sgd"
+
+
+class ModelVector:
+    """A whole model as one float32 vector: parameters (d), floating-point buffers (b), other buffers (c).
+
+    Attributes
+    ----------
+    d, b, c : int
+        Lengths of the three parts; counters and masks travel as numbers and are rounded back when loaded.
+    numel : int
+        d + b + c.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.d, self.b = arena.layout.numel, arena.buffer_layout.numel
+        self.c = sum(layout.numel for layout in arena.other_layouts)
+        self.numel = self.d + self.b + self.c
+
+    @torch.no_grad()
+    def read(self, row: int = 0) -> Tensor:
+        """Return a copy of a row of the arena, (D,), in the CPU's memory, where messages are made."""
+        arena = self.arena
+        parts = [arena.params[row], arena.buffers[row], *(rows[row] for rows in arena.others)]
+        return torch.cat([part.to("cpu", torch.float32) for part in parts])
+
+    @torch.no_grad()
+    def write(self, model: Tensor, row: int = 0) -> None:
+        """Load a model (D,) into a row of the arena."""
+        arena = self.arena
+        arena.params[row].copy_(model[: self.d])
+        arena.buffers[row].copy_(model[self.d : self.d + self.b])
+        start = self.d + self.b
+        for rows in arena.others:
+            part = model[start : start + rows.shape[1]]
+            rows[row].copy_(part.round())
+            start += rows.shape[1]
+
+
+class Bench:
+    """Where the clients of this process train: one row, one seat, one optimiser, and what clients remember.
+
+    Parameters
+    ----------
+    arena : Arena
+        One row.
+    task : Task
+        Data, model and loss.
+    module : nn.Module
+        The seat's module.
+    parts : sequence of int64 arrays, (N,)
+        Every client's samples.
+    work : LocalWork
+        What a selected client does.
+    seed : int
+        Seed of the run.
+    """
+
+    def __init__(
+        self, arena: Arena, task: Task, module: nn.Module, parts: Sequence[Indices], work: LocalWork, seed: int
+    ) -> None:
+        self.arena, self.task, self.parts, self.work, self.seed = arena, task, parts, work, seed
+        self.learner = Learner(task, module, arena)
+        self.vector = ModelVector(arena)
+        self.raw = arena.row(0)
+        self.buffers = arena.row_buffers(0)
+        self.parameters = arena.parameters(0)
+        self.optimizer = OPTIMIZERS.build(work.optimizer, [self.raw])
+        self.rate: float = self.optimizer.param_groups[0]["lr"]
+        self.memories: dict[int, dict[str, Any]] = {}  # of clients that keep something from round to round
+        self._effective: tuple[Tensor, list[nn.Parameter]] | None = None
+
+    def remember(self, number: int, memory: dict[str, Any]) -> None:
+        """Keep what a client remembers; nothing takes no place."""
+        if memory:
+            self.memories[number] = memory
+        else:
+            self.memories.pop(number, None)
+
+    @property
+    def module(self) -> nn.Module:
+        """The seat's module, bound to the row."""
+        return self.learner.seat.bind(self.parameters, self.buffers)
+
+    def effective(self) -> tuple[Tensor, list[nn.Parameter]]:
+        """A second row, (d,), for effective weights, and parameters that view it and share the row's gradients."""
+        if self._effective is None:
+            row = torch.empty_like(self.raw.data)
+            layout = self.arena.layout
+            parameters = [nn.Parameter(view) for view in layout.views(row)]
+            for parameter, grad in zip(parameters, layout.views(self.arena.grads[0]), strict=True):
+                parameter.grad = grad
+            self._effective = row, parameters
+        return self._effective
+
+
+@dataclass
+class Client:
+    """A client that has been selected, as its strategy sees it.
+
+    Attributes
+    ----------
+    number : int
+        Which one.
+    round : int
+        For which round, counted from 0.
+    rate : float
+        Factor of the round on the optimiser's learning rate.
+    bench : Bench
+        Where it trains.
+    report : dict
+        Numbers that the strategy notes of this client's round, for the history.
+    memory : dict
+        What it keeps from round to round, for strategies that are `stateful`. A change lasts if the server accepts the
+        upload that goes with it, so entries are replaced, never changed in place.
+    steps : int
+        Local steps taken.
+    loss_sum : float
+        Of their batches.
+    """
+
+    number: int
+    round: int
+    rate: float
+    bench: Bench
+    report: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, Any] = field(init=False)
+    steps: int = 0
+    loss_sum: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.bench.optimizer.state.clear()
+        self.memory = dict(self.bench.memories.get(self.number, {}))
+        self._batches: Passes | None = None
+
+    @property
+    def samples(self) -> int:
+        """How many samples it holds."""
+        return len(self.bench.parts[self.number])
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of this round."""
+        return self.bench.rate * self.rate
+
+    @property
+    def params(self) -> Tensor:
+        """Parameters of the model that it holds now, (d,), in place."""
+        return self.bench.raw.data
+
+    @property
+    def grad(self) -> Tensor:
+        """Gradient of the current step, (d,), in place: what `before_step` may change."""
+        return self.bench.arena.grads[0]
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that computes for the clients of this process."""
+        return self.bench.learner.seat.module
+
+    @property
+    def momentum(self) -> dict[str, Any]:
+        """State of its optimiser, for strategies that ask a client more than once in a round."""
+        return dict(self.bench.optimizer.state[self.bench.raw])
+
+    @momentum.setter
+    def momentum(self, state: Mapping[str, Any]) -> None:
+        raw = self.bench.raw
+        self.bench.optimizer.state[raw] = {
+            name: value.to(raw.device, copy=True) if isinstance(value, Tensor) else value
+            for name, value in state.items()
+        }
+
+    def forget_momentum(self) -> None:
+        """Let its optimiser start afresh, as after a change of what is trained."""
+        self.bench.optimizer.state.clear()
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Return the generator of a purpose, this client and this round."""
+        return generator(self.bench.seed, purpose, self.number, self.round)
+
+    def torch_generator(self, purpose: str) -> torch.Generator:
+        """Return a torch generator of a purpose, this client and this round."""
+        return torch_generator(self.bench.seed, purpose, self.number, self.round)
+
+    def load(self, model: Tensor) -> None:
+        """Take a model (D,)."""
+        self.bench.vector.write(model)
+
+    def model(self) -> Tensor:
+        """Return a copy of the model that it holds, (D,)."""
+        return self.bench.vector.read()
+
+    @property
+    def batches(self) -> Passes:
+        """Its batches of this round."""
+        if self._batches is None:
+            work = self.bench.work
+            self._batches = Passes(
+                self.bench.parts[self.number],
+                work.batch_size,
+                epochs=work.epochs,
+                steps=work.steps,
+                drop_last=work.drop_last,
+                seed=self.bench.seed,
+                client=self.number,
+                round_=self.round,
+            )
+        return self._batches
+
+    def train(
+        self,
+        steps: range | None = None,
+        *,
+        transform: Transform | None = None,
+        before_step: Callable[[], object] | None = None,
+    ) -> None:
+        """Take the round's local steps, or only those of a range of them.
+
+        A client whose loss is not finite stops, with NaN for a model, and so the server will refuse its upload.
+
+        Parameters
+        ----------
+        steps : range, optional
+            Which of the round's steps, for strategies that do something in between.
+        transform : Transform, optional
+            The effective weights that the model computes with.
+        before_step : callable, optional
+            Called when a step has its gradient; may change `grad`.
+        """
+        bench, learner = self.bench, self.bench.learner
+        raw, grad = bench.raw.data, self.grad
+        parameters = bench.parameters
+        out = raw
+        if transform is not None:
+            out, parameters = bench.effective()
+        bench.optimizer.param_groups[0]["lr"] = self.learning_rate
+        with learner.training():
+            for step, inputs, labels in self._fetch(range(len(self.batches)) if steps is None else steps):
+                grad.zero_()
+                if transform is not None:
+                    transform.weights(raw, out)
+                draw = bench.seed, self.number, self.round, step
+                loss = learner.backward(parameters, bench.buffers, inputs, labels, *draw)
+                if not math.isfinite(loss):
+                    raw.fill_(math.nan)
+                    return
+                if transform is not None:
+                    transform.gradient(raw, grad)
+                if before_step is not None:
+                    before_step()
+                bench.optimizer.step()
+                self.steps += 1
+                self.loss_sum += loss
+
+    def gradient(self, indices: Indices, transform: Transform | None = None) -> Tensor:
+        """Return the loss's gradient by the effective weights, (d,), on a batch of samples; nothing else changes.
+
+        Buffers are left as they were; the model is in training mode.
+        """
+        bench, learner = self.bench, self.bench.learner
+        parameters = bench.parameters
+        if transform is not None:
+            out, parameters = bench.effective()
+            transform.weights(bench.raw.data, out)
+        kept = [buffer.clone() for buffer in bench.buffers]
+        train = bench.task.dataset.train
+        inputs, labels = train.batch(indices, learner.dtype, learner.device)
+        self.grad.zero_()
+        with learner.training():
+            draw = bench.seed, self.number, self.round, len(self.batches) + self.steps
+            learner.backward(parameters, bench.buffers, inputs, labels, *draw)
+        for buffer, before in zip(bench.buffers, kept, strict=True):
+            buffer.copy_(before)
+        return self.grad.clone()
+
+    @torch.no_grad()
+    def accuracy(self, most: int = 500) -> float:
+        """Fraction of its own samples, at most so many, that the model which it holds labels rightly."""
+        bench, learner = self.bench, self.bench.learner
+        indices = bench.parts[self.number][:most]
+        inputs, labels = bench.task.dataset.train.batch(indices, learner.dtype, learner.device)
+        module = bench.module
+        module.eval()
+        outputs: Tensor = module(inputs)
+        return int((outputs.argmax(1) == labels).sum()) / len(indices)
+
+    def _fetch(self, steps: range) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Batches with their step, gathered some at a time."""
+        learner, train = self.bench.learner, self.bench.task.dataset.train
+        each = max(1, 512 // self.batches.batch_size)
+        for start in range(0, len(steps), each):
+            some = steps[start : start + each]
+            indices = [self.batches[step] for step in some]
+            inputs, labels = train.batch(np.concatenate(indices), learner.dtype, learner.device)
+            sizes = [len(own) for own in indices]
+            yield from zip(some, inputs.split_with_sizes(sizes), labels.split_with_sizes(sizes), strict=True)
+
+    def note(self, numbers: Mapping[str, float]) -> None:
+        """Add numbers of this client's round to the history."""
+        self.report.update(numbers)

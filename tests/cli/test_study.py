@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsync import study
+from sparsync.errors import UsageError
+
+BASE: dict[str, Any] = {
+    "model": "logistic",
+    "workers": 4,
+    "steps": 4,
+    "eval_every": 4,
+    "processes": 1,
+    "federation": {"rounds": 2, "cohort": 2, "epochs": 1},
+    "strategies": {"fedavg": "fedavg"},
+}
+TWO = {
+    **BASE,
+    "variants": {
+        "iid": {"partition": "iid"},
+        "skewed": {"partition": "dirichlet:alpha=0.3", "federation": {"rounds": 3}, "strategies": ["synchronous"]},
+    },
+}
+
+
+def test_a_variant_replaces_settings_and_merges_the_federation() -> None:
+    made = study.variants(TWO)
+    assert made is not None
+    assert list(made) == ["iid", "skewed"]
+    assert made["iid"] == {**BASE, "partition": "iid"}
+    assert made["skewed"]["federation"] == {"rounds": 3, "cohort": 2, "epochs": 1}
+    assert made["skewed"]["strategies"] == ["synchronous"]
+    assert study.variants(BASE) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], "variants: expected tables"),
+        ({}, "variants: expected tables"),
+        ({"a": 3}, "variants: expected tables"),
+        ({"../a": {}}, "no name for a folder"),
+    ],
+)
+def test_bad_variants(given: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        study.variants({**BASE, "variants": given}, "file.toml")
+
+
+def test_a_study_runs_every_variant_in_its_folder_and_resumes(tmp_path: Path) -> None:
+    settings = study.variants(TWO)
+    assert settings is not None
+    folder = tmp_path / "study"
+    runs = study.compare(settings, folder)
+    first, summary = next(runs)  # interrupted after the first one
+    runs.close()
+    assert first == folder / "iid"
+    assert summary["results"][0]["rounds"] == 2
+    assert study.parts(folder) == [folder / "iid"]
+    written = (folder / "iid" / "summary.json").stat().st_mtime_ns
+    done = dict(study.resume(folder))
+    assert list(done) == [folder / "iid", folder / "skewed"]
+    assert done[folder / "skewed"]["results"][0]["syncs"] == 4
+    assert (folder / "iid" / "summary.json").stat().st_mtime_ns == written  # complete ones are only read
+    with pytest.raises(UsageError, match="already holds a study"):
+        list(study.compare(settings, folder))
+    assert study.parts(tmp_path) is None
+
+
+def test_a_wrong_variant_stops_the_study_before_anything_has_run(tmp_path: Path) -> None:
+    settings = study.variants({**BASE, "variants": {"good": {}, "bad": {"model": "nothing", "stepz": 3}}})
+    assert settings is not None
+    with pytest.raises(UsageError, match=r"variant bad: .*stepz"):
+        list(study.compare(settings, tmp_path / "study"))
+    assert not (tmp_path / "study").exists()
+
+
+def test_the_file_of_a_study_holds_every_variant_resolved(tmp_path: Path) -> None:
+    settings = study.variants(TWO)
+    assert settings is not None
+    list(study.compare(settings, tmp_path))
+    assert json.loads((tmp_path / "study.json").read_text()) == settings

@@ -28,6 +28,8 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/simulator.py
 	$(BIN)/python benchmarks/monitors.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/wire.py
+	$(BIN)/python benchmarks/federation.py
 
 # Rewrite the golden fixtures; look at the difference before you commit it.
 golden: $(VENV)/ready-dev

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federation import add_federation
+from federated_runs import add_federation
 
 from sparsync.reporting import Run, load
 

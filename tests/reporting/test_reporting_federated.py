@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from federation import DENSE, FDA_OPT, FEDDIP, FEDERATED, SPARSYFED
+from federated_runs import DENSE, FDA_OPT, FEDDIP, FEDERATED, SPARSYFED
 from rich.console import Console
 
 from sparsync.reporting import FIGURES, draw, load, markdown, rows, table

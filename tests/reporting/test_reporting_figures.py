@@ -108,6 +108,14 @@ def test_partitions_of_any_size(made, workers, classes):
     assert svg(by_name("who-holds-what"), load(run.folder)) is not None
 
 
+def test_of_very_many_workers_some_are_drawn(made):
+    run = made(histories=False)
+    written = {"counts": [[worker % 7, 1] for worker in range(2500)], "class_names": ["a", "b"]}
+    (run.folder / "partition.json").write_text(json.dumps(written))
+    figure = by_name("who-holds-what").figure(load(run.folder))
+    assert any("of which 1 000 are drawn" in text for text in texts(figure))
+
+
 def test_more_fda_strategies_than_panels_are_named(made):
     run = made(labels=tuple(f"fda:threshold={i}" for i in range(8)), steps=100)
     assert "first 6 of 8 strategies that check a variance" in texts(by_name("variance-threshold").figure(run))

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from federation import FDA_OPT, LAYERS, REFUSED, SPARSYFED
+from federated_runs import FDA_OPT, LAYERS, REFUSED, SPARSYFED
 
 from sparsync.errors import DataError, SparsyncError, UsageError
 from sparsync.reporting import load

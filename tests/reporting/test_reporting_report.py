@@ -7,7 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from federation import REFUSED, SPARSYFED
+from federated_runs import REFUSED, SPARSYFED
 
 from sparsync.errors import UsageError
 from sparsync.reporting import FIGURES, load, write

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_DRAWN = 1000  # workers, at most: a page is not that wide in pixels
+
+
 def who_holds_what(run: Run) -> Figure | None:
     """How many samples of each class each worker holds: bubbles for a few workers, a heat map for many."""
     if run.partition is None or run.partition.counts.sum() <= 0:
@@ -25,10 +28,12 @@ def who_holds_what(run: Run) -> Figure | None:
     from matplotlib.colors import PowerNorm
 
     counts, names = run.partition.counts, run.partition.class_names
-    workers, classes = counts.shape
+    everyone, classes = counts.shape
+    workers = min(everyone, _DRAWN)
     bubbles = workers <= 40 and classes <= 20
     if workers > 60:  # many workers: a pattern shows only when sorted
         counts = counts[np.lexsort((-counts.max(axis=1), counts.argmax(axis=1)))]
+        counts = counts[np.arange(workers) * everyone // workers]
     figure = new_figure(1.6 + min(max(0.26 * classes, 1.8), 6.0))
     grid = figure.add_gridspec(2, 1, height_ratios=[0.8, min(max(0.26 * classes, 1.8), 6.0)])
     axes = new_axes(figure, grid[1, 0])
@@ -60,7 +65,8 @@ def who_holds_what(run: Run) -> Figure | None:
     axes.set_yticks(range(0, classes, every), [printable(clip(name, 14)) for name in names[::every]])
     if workers <= 15:
         axes.set_xticks(x)
-    axes.set_xlabel("worker" if workers <= 60 else f"{count(workers)} workers, sorted by their largest class")
+    drawn = f", of which {count(workers)} are drawn" if workers < everyone else ""
+    axes.set_xlabel("worker" if workers <= 60 else f"{count(everyone)} workers, sorted by their largest class{drawn}")
     axes.set_ylabel("class")
     return figure
 

@@ -113,7 +113,7 @@ def test_of_very_many_workers_some_are_drawn(made):
     written = {"counts": [[worker % 7, 1] for worker in range(2500)], "class_names": ["a", "b"]}
     (run.folder / "partition.json").write_text(json.dumps(written))
     figure = by_name("who-holds-what").figure(load(run.folder))
-    assert any("of which 1 000 are drawn" in text for text in texts(figure))
+    assert any("of which 1\u202f000 are drawn" in text for text in texts(figure))
 
 
 def test_more_fda_strategies_than_panels_are_named(made):

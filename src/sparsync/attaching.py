@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from torch.optim import Optimizer
 
 from sparsync.engines.ranks import Ranks
 from sparsync.errors import UsageError
-from sparsync.peers import PeerState, PeerStrategy
+from sparsync.peers import ExchangesGradients, PeerState, PeerStrategy
 from sparsync.spec import unknown
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import TOPOLOGIES, Ledger
@@ -132,10 +133,9 @@ class Attached:
         self._state = self._strategy.start(self.fleet)
         if self._loaded is not None:
             self._restore(self._loaded)
-        gradients = getattr(self._state, "gradients", None)
-        if gradients is not None:
+        if isinstance(self._state, ExchangesGradients):
             self.fleet.with_gradients()
-            self._hooks.append(self._optimizer.register_step_pre_hook(self._before_step))
+            self._hooks.append(self._optimizer.register_step_pre_hook(partial(self._before_step, self._state)))
         self._hooks.append(self._optimizer.register_step_post_hook(self._after_step))
         return self
 
@@ -148,9 +148,9 @@ class Attached:
         self._farewell.leave(self.steps, failed=error is not None)
 
     @torch.no_grad()
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self, state: ExchangesGradients, *_: Any) -> None:
         self.fleet.pull_gradients()
-        self._state.gradients(self.fleet)  # type: ignore[union-attr]
+        state.gradients(self.fleet)
         self.fleet.push_gradients()
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsync.engines.evaluation import Budget, Progress, evaluate
 from sparsync.engines.pace import Action
-from sparsync.peers import PeerState
+from sparsync.peers import ExchangesGradients, PeerState
 from sparsync.system import Clock
 from sparsync.task import Task
 from sparsync.wire import Ledger
@@ -55,8 +55,8 @@ class PeerLoop:
     def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
         """Train to the end of the budget. Return whether it got there, or was asked to stop."""
         progress, budget = self.progress, self.budget
-        gradients = getattr(self.strategy, "gradients", None)
-        before_step = None if gradients is None else (lambda: gradients(self.fleet))
+        strategy = self.strategy
+        before_step = (lambda: strategy.gradients(self.fleet)) if isinstance(strategy, ExchangesGradients) else None
         while not self.done:
             steps: int | list[int]
             if progress.remaining == 0:

@@ -25,8 +25,7 @@ class Cadence:
 class PeerState(Protocol):
     """A strategy in a run. What it changes is all in its `state_dict`.
 
-    A strategy that must see the gradients between backward and optimiser step also has a method
-    ``gradients(fleet)``, called when all workers have them (see `Synchronous`).
+    One that must see the gradients between backward and optimiser step is an `ExchangesGradients`, too.
     """
 
     def local_steps(self, fleet: Fleet) -> int | Sequence[int]:
@@ -40,6 +39,14 @@ class PeerState(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
+
+
+@runtime_checkable
+class ExchangesGradients(Protocol):
+    """A strategy in a run that changes gradients before the optimiser sees them, as data-parallel training does."""
+
+    def gradients(self, fleet: Fleet) -> None:
+        """Change ``fleet.grads`` in place; called when all workers have them and none has stepped."""
 
 
 @runtime_checkable

@@ -144,7 +144,7 @@ class FedDIP(DynamicPruning):
 
 
 class FedDIPState(MaskedState):
-    """The global model and its mask; `dense` says whether the round under way ends with a decision."""
+    """The global model, (D,), and its mask, (M,), which some rounds decide anew."""
 
     def __init__(self, config: DynamicPruning, server: Server) -> None:
         ramp = Cubic(config.sparsity_init, config.sparsity, server.rounds)

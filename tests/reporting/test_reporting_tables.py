@@ -157,3 +157,10 @@ def test_markdown_marks_the_best_and_the_survivors(made):
     assert "**" in next(line for line in text.splitlines() if FDA in line)
     assert "(2/3)" in next(line for line in text.splitlines() if "synchronous" in line)
     assert "sample standard deviation over 3 seeds" in text
+
+
+def test_a_seed_that_was_not_run_is_not_called_a_failure(run_of):
+    run = run_of(entry("a", 0), entry("a", 1, error="diverged"), seeds=(0, 1, 2))
+    assert rows(run)[0].shortfall == "1 of 3 failed, 1 of 3 without a result"
+    assert "`a` (1 of 3 failed, 1 of 3 without a result)" in markdown(run)
+    assert rows(run_of(entry("a", 0)))[0].shortfall == ""

@@ -45,7 +45,7 @@ def named(row: Row, look: Look) -> str:
     dashes = " ".join(f"{2 * d:g}" for d in look.dashes)
     stroke = f'stroke="var(--{look.key})" stroke-width="3" stroke-dasharray="{dashes}"'
     line = f'<line x1="0" y1="5" x2="26" y2="5" {stroke}/>'
-    failed = f'<span class="failed">{len(row.failures)} of {row.seeds} failed</span>' if row.failures else ""
+    failed = f'<span class="failed">{row.shortfall}</span>' if row.failures else ""
     return (
         f'<span class="label"><svg viewBox="0 0 26 10" aria-hidden="true">{line}</svg>'
         f"<span>{breakable(row.label)}{failed}</span></span>"

@@ -11,6 +11,10 @@ from sparsync.reporting.units import Spread, human_bytes, human_percent, spread_
 __all__ = ["Row", "cheapest", "headline", "kinds", "rows"]
 
 
+NOT_RUN = "no result was recorded"
+"""What a row says of a seed that the run has not come to, or was not finished with."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One strategy over all seeds.
@@ -52,6 +56,13 @@ class Row:
     wall_seconds: Spread | None
 
     @property
+    def shortfall(self) -> str:
+        """How many seeds have no result, and in what way: ``1 of 3 failed``; empty if all have one."""
+        missing = sum(why == NOT_RUN for _, why in self.failures)
+        ways = {"failed": len(self.failures) - missing, "without a result": missing}
+        return ", ".join(f"{count} of {self.seeds} {way}" for way, count in ways.items() if count)
+
+    @property
     def always_reached(self) -> bool:
         """Whether the target was reached with every seed, so that a mean to the target hides no failure."""
         return self.reached is not None and self.reached >= self.seeds
@@ -72,7 +83,7 @@ def _row(run: Run, label: str) -> Row:
 
     present = {r.seed for r in results}
     failures = [(r.seed, r.error) for r in results if r.error is not None]
-    failures += [(seed, "no result was recorded") for seed in run.seeds if seed not in present]
+    failures += [(seed, NOT_RUN) for seed in run.seeds if seed not in present]
     with_target = run.target is not None or any(r.reached is not None for r in results)
     return Row(
         label=label,

@@ -65,7 +65,7 @@ def table(run: Run) -> Table:
         cells.append(_stacked(row.wall_seconds, "seconds"))
         name = "\n".join(_wrapped(row.label, 24))
         if row.failures:
-            name += f"\n{len(row.failures)} of {row.seeds} failed"
+            name += f"\n{row.shortfall}"
         style = "bold green" if marked else "yellow" if row.failures else ""
         made.add_row(Text(name, style), *(Text(text, "bold green" if marked else "") for text in cells))
     notes = []
@@ -101,7 +101,7 @@ def markdown(run: Run) -> str:
             cells += [f"**{target}**" if row is best else target, cell(row.seconds_to_target, "seconds")]
             cells.append(f"{row.reached}/{row.seeds}")
         if row.failures:
-            cells[0] += f" ({len(row.failures)} of {row.seeds} failed)"
+            cells[0] += f" ({row.shortfall})"
         lines.append("| " + " | ".join(cells) + " |")
     if len(run.seeds) > 1:
         note = f"± is the sample standard deviation over {len(run.seeds)} seeds; (n/m): a mean over only n of m."

@@ -69,19 +69,11 @@ class FedAdam(FedAvg):
 
 @STRATEGIES.register("fedyogi")
 @config
-class FedYogi(FedAvg):
+class FedYogi(FedAdam):
     """Yogi on the server: Adam whose second moment moves by the sign of its error (Reddi et al.).
 
-    Attributes
-    ----------
-    lr, beta1, beta2, tau : float
-        As FedAdam's. Default: 0.01, 0.9, 0.99 and 0.001.
+    Its parameters are FedAdam's.
     """
-
-    lr: float = Field(default=0.01, gt=0, allow_inf_nan=False)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.99, ge=0, lt=1)
-    tau: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
 
     def serve(self, server: Server) -> FedAvgState:
         """Begin a run."""

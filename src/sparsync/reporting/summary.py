@@ -165,20 +165,20 @@ def headline(run: Run) -> str:
         what = "Not reached by" if len(run.seeds) == 1 else "Not reached with every seed by"
         names = [row.label for row in table if not row.always_reached] if len(run.seeds) == 1 else missed
         text += f" {what}: {_list(names)}."
-    by_paper = [row for row in comparable if row.paper_bytes_to_target is not None]
-    other = min(by_paper, key=lambda row: row.paper_bytes_to_target.mean, default=None)  # type: ignore[union-attr]
-    if other is not None and other.label != best.label and len(by_paper) == len(comparable):
-        text += f" Counted as in the methods' papers, {other.label} needed the fewest."
+    by_paper = {row.label: row.paper_bytes_to_target.mean for row in comparable if row.paper_bytes_to_target}
+    other = min(by_paper, key=by_paper.__getitem__, default=best.label)
+    if other != best.label and len(by_paper) == len(comparable):
+        text += f" Counted as in the methods' papers, {other} needed the fewest."
     return text
 
 
 def _without_target(table: tuple[Row, ...]) -> str:
-    accurate = [row for row in table if row.accuracy is not None]
+    accurate = {row.label: row.accuracy.mean for row in table if row.accuracy is not None}
     booked = [row for row in table if "total" in row.bytes]
     text = "No target accuracy was set"
     if accurate:
-        best = max(accurate, key=lambda row: row.accuracy.mean if row.accuracy else 0.0)
-        text += f"; {best.label} ended with the highest accuracy, {human_percent(best.accuracy.mean)}"  # type: ignore[union-attr]
+        best = max(accurate, key=accurate.__getitem__)
+        text += f"; {best} ended with the highest accuracy, {human_percent(accurate[best])}"
     if booked:
         least = min(booked, key=lambda row: row.bytes["total"].mean)
         text += f"; {least.label} sent the fewest bytes, {human_bytes(least.bytes['total'].mean)}"

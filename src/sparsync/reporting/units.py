@@ -117,7 +117,7 @@ def _human(value: float, deviation: float | None, units: Sequence[tuple[str, Dec
             break
     if deviation is None:
         return f"{sign}{number} {unit}"
-    spread = (Decimal(deviation) / size).quantize(Decimal(1).scaleb(number.as_tuple().exponent), ROUND_HALF_UP)  # type: ignore[arg-type]
+    spread = (Decimal(deviation) / size).quantize(number, ROUND_HALF_UP)  # as many decimals as the number
     return f"{sign}{number}{separator}{spread} {unit}"
 
 

@@ -57,10 +57,11 @@ def new_figure(height: float) -> Figure:
     """Return an empty figure of so many inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor=CARD)
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, hspace=0.03)
+    figure = Figure(figsize=(WIDTH, height), layout=layout, facecolor=CARD)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, hspace=0.03)  # type: ignore[union-attr,call-arg]
     return figure
 
 

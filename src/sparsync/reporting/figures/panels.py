@@ -126,9 +126,12 @@ def stacked(run: Run, *panels: Panel, reference: str = "") -> Figure | None:
 def _references(run: Run, panel: Panel, labels: list[str]) -> list[tuple[Floats, Floats]]:
     """Return what the strategies aim at, first seed of each, every such line once."""
     found: dict[tuple[bytes, bytes], tuple[Floats, Floats]] = {}
-    for label in labels if panel.reference else ():
+    reference = panel.reference
+    if reference is None:
+        return []
+    for label in labels:
         for history in run.histories_of(label)[:1]:
-            y = panel.reference(history.rounds)  # type: ignore[misc]
+            y = reference(history.rounds)
             keep = np.isfinite(y)
             if keep.any():
                 x, y = history.rounds.number[keep], y[keep]

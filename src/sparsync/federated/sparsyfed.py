@@ -28,7 +28,7 @@ from sparsync.sparsity import (
     inverse_power,
     kept,
     power,
-    power_gradient,
+    power_slope,
     spectral_beta,
     spectral_network_beta,
     top_k_mask,
@@ -178,11 +178,14 @@ class Power:
 
     def __init__(self, view: ParamView, beta: float | Tensor) -> None:
         self.view, self.beta = view, beta
+        self.slope: Tensor | None = None  # |omega|^(beta - 1) of the current step
 
     def weights(self, raw: Tensor, out: Tensor) -> None:
+        omega = self.view.gather(raw)
+        self.slope = power_slope(omega, self.beta)
         out.copy_(raw)
-        self.view.scatter_(out, power(self.view.gather(raw), self.beta))
+        self.view.scatter_(out, omega.mul_(self.slope))
 
     def gradient(self, raw: Tensor, grad: Tensor) -> None:
-        slope = power_gradient(self.view.gather(raw), self.beta)
-        self.view.scatter_(grad, slope.mul_(self.view.gather(grad)))
+        assert self.slope is not None  # the forward pass came first
+        self.view.scatter_(grad, self.slope.mul_(self.beta).mul_(self.view.gather(grad)))

@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from sparsync.errors import UsageError
-from sparsync.sparsity.masks import kth_largest, magnitude_bits
+from sparsync.sparsity.masks import count_nonzero, kth_largest, magnitude_bits
 from sparsync.sparsity.view import LAYERS, owner_of, place_of, prunable_names
 
 Threshold = Literal["per_batch", "cached_per_round"]
@@ -162,7 +162,7 @@ class _Layer:
             if saved.data_ptr() == weight.data_ptr():
                 return saved
             sparse = functional.hardshrink(saved.detach(), limit)
-            self.saved, self.seen = self.saved + sparse.count_nonzero(), self.seen + sparse.numel()
+            self.saved, self.seen = self.saved + count_nonzero(sparse), self.seen + sparse.numel()
             return sparse
 
         return saved_tensors_hooks(pack, lambda saved: saved)
@@ -171,7 +171,7 @@ class _Layer:
         """The number just below the threshold tau, so that |x| > it means |x| >= tau; None: keep everything."""
         if self.limit is not None:
             return self.limit
-        density = self.density if self.density is not None else int(weight.count_nonzero()) / weight.numel()
+        density = self.density if self.density is not None else int(count_nonzero(weight)) / weight.numel()
         if density == 1 or x.numel() == 0:
             return None
         magnitudes = magnitude_bits(x)

@@ -38,11 +38,18 @@ def magnitude_bits(x: Tensor) -> Tensor:
 
 
 def kth_largest(x: Tensor, k: int) -> int:
-    """k-th largest of integers (any shape), 1 <= k <= numel."""
-    if x.device.type == "cpu":  # numpy's selection is 5 times as fast as torch's
-        at = x.numel() - k
-        return int(np.partition(x.reshape(-1).numpy(), at)[at])
+    """k-th largest of integers (any shape), none negative, 1 <= k <= numel."""
+    if x.device.type == "cpu":  # numpy's selection is 5 times as fast as torch's, but slow among equal numbers
+        values, at = x.reshape(-1).numpy(), x.numel() - k
+        return int(np.partition(values, at)[at]) if count_nonzero(x) >= k else 0
     return int(x.reshape(-1).topk(k, sorted=False).values.min())
+
+
+def count_nonzero(x: Tensor) -> int | Tensor:
+    """Number of non-zeros; on a device a tensor, so that nobody waits for it."""
+    if x.device.type == "cpu" and x.dtype != torch.bfloat16:
+        return int(np.count_nonzero(x.detach().numpy() != 0))  # 4 times as fast as torch's
+    return x.count_nonzero()
 
 
 def top_k_mask(x: Tensor, k: int) -> Tensor:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -41,7 +42,7 @@ def power(omega: Tensor, beta: float | Tensor) -> Tensor:
 
 def power_gradient(omega: Tensor, beta: float | Tensor) -> Tensor:
     """Derivative of theta in omega, beta|omega|^(beta - 1): exactly 0 at 0 for beta > 1, and 1 for beta = 1."""
-    return _slope(omega.detach(), beta).mul_(beta)
+    return power_slope(omega.detach(), beta).mul_(beta)
 
 
 def inverse_power(theta: Tensor, beta: float | Tensor) -> Tensor:
@@ -56,17 +57,25 @@ def _is_one(beta: float | Tensor) -> bool:
     return not isinstance(beta, Tensor) and beta == 1
 
 
-def _slope(omega: Tensor, beta: float | Tensor) -> Tensor:
-    """|omega|^(beta - 1), by square roots where they do it (beta = 1.25, 1.5, 2...): 5 times as fast as pow."""
+def power_slope(omega: Tensor, beta: float | Tensor) -> Tensor:
+    """|omega|^(beta - 1): theta is omega times it, and the derivative beta times it."""
     magnitude = omega.abs()
     if isinstance(beta, Tensor):
         return magnitude.pow(beta - 1)
     mantissa, exponent = math.frexp(beta - 1)
-    if mantissa == 0.5 and -2 <= exponent <= 1:  # beta - 1 = 1, 1/2, 1/4, 1/8
+    if mantissa == 0.5 and -2 <= exponent <= 1:  # beta - 1 = 1, 1/2, 1/4, 1/8: 5 times as fast as pow
         for _ in range(1 - exponent):
-            magnitude.sqrt_()
+            _sqrt_(magnitude)
         return magnitude
     return magnitude.pow_(beta - 1)
+
+
+def _sqrt_(x: Tensor) -> None:
+    """Square roots in place. On the CPU by numpy: torch's are seven times as slow where most of x is 0."""
+    if x.device.type == "cpu" and x.is_contiguous():
+        np.sqrt(x.numpy(), out=x.numpy())
+    else:
+        x.sqrt_()
 
 
 class _Power(torch.autograd.Function):
@@ -74,7 +83,7 @@ class _Power(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, omega: Tensor, beta: float | Tensor) -> Tensor:
-        slope = _slope(omega, beta)
+        slope = power_slope(omega, beta)
         ctx.save_for_backward(slope)
         ctx.beta = beta
         return omega * slope

@@ -1,4 +1,4 @@
-"""What all tests share: the command line as a user types it, and torchrun."""
+"""What all tests share: one thread, a tiny task, the command line as a user types it, and torchrun."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+
+from sparsync.task import Dataset, from_arrays
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -21,6 +25,33 @@ def call(command: list[str], timeout: float = 240, **environment: str) -> subpro
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env={**clean, **environment}, check=False
     )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def clouds() -> Callable[[int], Dataset]:
+    """So many points of 6 numbers in 3 overlapping clouds, three quarters of them to train on."""
+
+    def make(points: int) -> Dataset:
+        rng = np.random.default_rng(5)
+        labels, train = np.arange(points) % 3, points * 3 // 4
+        inputs = (rng.normal(size=(points, 6)) + 1.5 * np.eye(6)[labels]).astype(np.float32)
+        return from_arrays(inputs[:train], labels[:train], inputs[train:], labels[train:])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def blobs(clouds: Callable[[int], Dataset]) -> Dataset:
+    """240 points of 6 numbers in 3 overlapping clouds."""
+    return clouds(240)
 
 
 @pytest.fixture

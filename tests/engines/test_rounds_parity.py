@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from sparsync import Experiment, compare
@@ -18,14 +16,6 @@ SPECS = {
     "scaffold": "scaffold",
     "fda": "fda-opt:max_epochs=3",
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def history(folder: Path) -> list[dict[str, object]]:

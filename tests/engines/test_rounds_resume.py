@@ -8,11 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from sparsync import Experiment, SparsyncError, compare, resume
 
@@ -24,14 +22,6 @@ ARGUMENTS = [
     *("--strategy", "fedadam:uplink=ef(topk(0.1)+q8),downlink=bf16", "--strategy", "scaffold"),
     *("--strategy", "fda-opt:max_epochs=4"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def everything(folder: Path, results) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,14 +25,6 @@ Make = Callable[..., SimpleNamespace]
 """See `federation`."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 _BUILDING = threading.Lock()  # models are drawn from torch's global generator, which threads share
 
 
@@ -52,15 +44,6 @@ class Quadratic(Task):
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return 0.5 * outputs.square().sum(1).mean()
-
-
-@pytest.fixture(scope="session")
-def blobs() -> Dataset:
-    """240 points of 6 numbers in 3 overlapping clouds."""
-    rng = np.random.default_rng(5)
-    labels = np.arange(240) % 3
-    points = (rng.normal(size=(240, 6)) + 1.5 * np.eye(6)[labels]).astype(np.float32)
-    return from_arrays(points[:180], labels[:180], points[180:], labels[180:])
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ import torch
 from sparse_federation import small_net
 from torch import nn
 
-from sparsync.federated.costs import authors_cost, forward_flops, training_flops
+from sparsync.federated.costs import authors_cost, training_flops
+from sparsync.task import forward_flops
 
 
 def test_feddip_s_authors_count_32_bits_per_value_and_a_dense_upload():

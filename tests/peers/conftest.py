@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,17 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsync.peers import PeerState
-from sparsync.task import Dataset, Task, from_arrays
+from sparsync.task import Dataset, Task
 from sparsync.workers import Arena, Fleet, LocalTraining
 from sparsync.workers.batches import Batches
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -59,15 +51,6 @@ def drive() -> Callable[[Fleet, PeerState, Iterable[Tensor]], list[int]]:
         return synced
 
     return run
-
-
-@pytest.fixture(scope="session")
-def blobs() -> Dataset:
-    """240 points of 6 numbers in 3 overlapping clouds."""
-    rng = np.random.default_rng(5)
-    labels = np.arange(240) % 3
-    points = (rng.normal(size=(240, 6)) + 1.5 * np.eye(6)[labels]).astype(np.float32)
-    return from_arrays(points[:180], labels[:180], points[180:], labels[180:])
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sparsync.errors import DataError, UsageError
 from sparsync.task import DATASETS, load_dataset
-from sparsync.task.datasets import read_idx
+from sparsync.task.files import read_idx
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

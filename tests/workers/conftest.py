@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,26 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from sparsync.task import Dataset, Task, from_arrays
+from sparsync.task import Dataset, Task
 from sparsync.workers import Arena, Fleet, LocalTraining
 from sparsync.workers.batches import Batches
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
-def blobs() -> Dataset:
+def blobs(clouds: Callable[[int], Dataset]) -> Dataset:
     """120 points of 6 numbers in 3 overlapping clouds."""
-    rng = np.random.default_rng(5)
-    labels = np.arange(120) % 3
-    points = (rng.normal(size=(120, 6)) + 1.5 * np.eye(6)[labels]).astype(np.float32)
-    return from_arrays(points[:90], labels[:90], points[90:], labels[90:])
+    return clouds(120)
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,6 @@ where kernels skip zeros.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-
-from sparsync.sparsity import prunable_names
-from sparsync.sparsity.view import owner_of
 
 
 def authors_cost(parameters: int, cohort: int, down_sparsity: float, up_sparsity: float = 0.0) -> float:
@@ -35,37 +28,6 @@ def authors_cost(parameters: int, cohort: int, down_sparsity: float, up_sparsity
     return cohort * sum(int(32 * (1 - sparsity) * parameters) for sparsity in (down_sparsity, up_sparsity)) / 2**20
 
 
-def forward_flops(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """F_l, operations of one example's forward pass in every prunable layer, by its weight; a multiply-add counts 2.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The model; it is run once, in evaluation mode.
-    shape : tuple of int
-        Of one input.
-    """
-    flops: dict[str, int] = {}
-
-    def hook(name: str, weight: Tensor) -> Any:
-        def count(_: nn.Module, __: object, output: Tensor) -> None:
-            flops[name] = flops.get(name, 0) + 2 * weight.numel() * output.numel() // weight.shape[0]
-
-        return owner_of(module, name).register_forward_hook(count)
-
-    hooks = [hook(name, module.get_parameter(name)) for name in prunable_names(module)]
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        with torch.no_grad():
-            module.eval()(next(module.parameters()).new_zeros(1, *shape))
-    finally:
-        for handle in hooks:
-            handle.remove()
-        for part, training in modes:
-            part.training = training
-    return flops
-
-
 def training_flops(
     forward: Mapping[str, int],
     weights: Mapping[str, float],
@@ -81,7 +43,7 @@ def training_flops(
     Parameters
     ----------
     forward : mapping of str to int
-        F of every layer, from `forward_flops`.
+        F of every layer, from `sparsync.task.forward_flops`.
     weights : mapping of str to float
         d, densities of the weights.
     activations : mapping of str to float, optional

@@ -2,6 +2,7 @@
 
 from sparsync.task.data import Dataset, Examples
 from sparsync.task.datasets import DATASETS, from_arrays, from_torch, load_dataset
+from sparsync.task.flops import forward_flops
 from sparsync.task.models import MODELS, build_model
 from sparsync.task.partitions import PARTITIONS, counts, partition
 from sparsync.task.task import Task
@@ -15,6 +16,7 @@ __all__ = [
     "Task",
     "build_model",
     "counts",
+    "forward_flops",
     "from_arrays",
     "from_torch",
     "load_dataset",

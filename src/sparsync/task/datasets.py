@@ -1,31 +1,31 @@
-"""Datasets: scikit-learn's embedded digits, and checked readers of the usual files on disk.
-
-Nothing is downloaded. A file that is missing, truncated or corrupt is a `DataError` that names it and says what was
-expected; nothing is unpickled.
-"""
+"""Datasets by name: scikit-learn's embedded digits, and those that are read from disk. Nothing is downloaded."""
 
 from __future__ import annotations
 
-import gzip
-import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, cast
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from pydantic import BeforeValidator
 
 from sparsync.errors import DataError, UsageError
 from sparsync.randomness import generator
 from sparsync.spec import Registry, imported
 from sparsync.task.data import Dataset, Examples, MapDataset
-
-Bytes = npt.NDArray[np.uint8]
+from sparsync.task.files import (
+    Bytes,
+    channels_first,
+    find_folder,
+    read_arrays,
+    read_idx,
+    read_pictures,
+    read_records,
+    required,
+    subfolders,
+)
 
 DATASETS: Registry[Dataset] = Registry("dataset")
 """Functions (root, *, options) -> Dataset; call them through `load_dataset`."""
@@ -209,14 +209,14 @@ def cifar10(
     mean, std : tuple of float
         Normalisation per channel, on the scale 0 to 1; default: of the training set.
     """
-    folder = _folder("cifar10", root, "cifar-10-batches-bin", "test_batch.bin")
-    train = [_records(folder / f"data_batch_{i}.bin", label_bytes=1) for i in range(1, 6)]
+    folder = find_folder("cifar10", root, "cifar-10-batches-bin", "test_batch.bin")
+    train = [read_records(folder / f"data_batch_{i}.bin", label_bytes=1) for i in range(1, 6)]
     pictures, labels = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     return from_arrays(
         pictures,
         labels,
-        *_records(folder / "test_batch.bin", label_bytes=1),
+        *read_records(folder / "test_batch.bin", label_bytes=1),
         class_names=names,
         mean=mean,
         std=std,
@@ -238,11 +238,11 @@ def cifar100(
     mean, std : tuple of float
         Normalisation per channel, on the scale 0 to 1; default: of the training set.
     """
-    folder = _folder("cifar100", root, "cifar-100-binary", "test.bin")
+    folder = find_folder("cifar100", root, "cifar-100-binary", "test.bin")
     listed = folder / "fine_label_names.txt"
     return from_arrays(
-        *_records(folder / "train.bin", label_bytes=2),
-        *_records(folder / "test.bin", label_bytes=2),
+        *read_records(folder / "train.bin", label_bytes=2),
+        *read_records(folder / "test.bin", label_bytes=2),
         classes=100,
         class_names=listed.read_text().split() if listed.is_file() else (),
         mean=mean,
@@ -264,16 +264,16 @@ def folder(root: Path | None, *, size: int | None = None, mean: Channels = (0.0,
     mean, std : tuple of float
         Normalisation, on the scale 0 to 1; default: none.
     """
-    at = _required("folder", root)
+    at = required("folder", root)
     if size is not None and size < 1:
         raise UsageError(f"dataset 'folder': size={size}; expected at least 1 pixel")
-    names = _subfolders(at / "train")
-    if strange := sorted(set(_subfolders(at / "test")) - set(names)):
+    names = subfolders(at / "train")
+    if strange := sorted(set(subfolders(at / "test")) - set(names)):
         raise DataError(
             f"{at / 'test' / strange[0]}: no such class in {at / 'train'}; expected one of {', '.join(names)}"
         )
-    x_train, y_train = _pictures(at / "train", names, size)
-    x_test, y_test = _pictures(at / "test", names, size)
+    x_train, y_train = read_pictures(at / "train", names, size)
+    x_test, y_test = read_pictures(at / "test", names, size)
     colour = max(x_train.shape[1], x_test.shape[1])
     x_train, x_test = (np.broadcast_to(x, (len(x), colour, *x.shape[2:])) for x in (x_train, x_test))
     return from_arrays(x_train, y_train, x_test, y_test, class_names=names, mean=mean, std=std, name=at.name)
@@ -299,44 +299,12 @@ def npz(
     mean, std : tuple of float
         Normalisation as in `Examples`; default: none, but uint8 is always divided by 255.
     """
-    path = _required("npz", root)
+    path = required("npz", root)
     path = path / "data.npz" if path.is_dir() else path
-    keys = ("x_train", "y_train", "x_test", "y_test")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if missing := [key for key in keys if key not in archive]:
-                raise DataError(f"{path}: no array {missing[0]!r}; expected {', '.join(keys)}")
-            x_train, y_train, x_test, y_test = (archive[key] for key in keys)
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: there is no such file; --data-root is the .npz file, or a folder with data.npz"
-        ) from None
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        TypeError,
-        AttributeError,
-        MemoryError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise DataError(
-            f"{path}: not a readable .npz file of plain arrays ({error}); write it with numpy.savez"
-        ) from error
-    x_train, x_test = (_channels_first(x, layout, path) for x in (x_train, x_test))
+    x_train, y_train, x_test, y_test = read_arrays(path, ("x_train", "y_train", "x_test", "y_test"))
+    x_train, x_test = (channels_first(x, layout, path) for x in (x_train, x_test))
     y_train, y_test = (y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y for y in (y_train, y_test))
     return from_arrays(x_train, y_train, x_test, y_test, mean=mean, std=std, name=path.stem)
-
-
-def _channels_first(x: npt.NDArray[Any], layout: str, path: Path) -> npt.NDArray[Any]:
-    if layout == "chw":
-        return x
-    if x.ndim != 1 + len(layout):
-        raise DataError(
-            f"{path}: inputs of shape {x.shape} are not of layout {layout}; expected (n, {', '.join(layout)})"
-        )
-    return x[:, None] if layout == "hw" else x.transpose(0, 3, 1, 2)
 
 
 def _tensor(value: npt.ArrayLike, name: str) -> torch.Tensor:
@@ -346,25 +314,6 @@ def _tensor(value: npt.ArrayLike, name: str) -> torch.Tensor:
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
-def _required(name: str, root: Path | None) -> Path:
-    if root is None:
-        raise UsageError(f"dataset {name!r} is read from disk; say where with --data-root DIR")
-    return root
-
-
-def _folder(name: str, root: Path | None, usual: str, *anyof: str) -> Path:
-    """Return the first of the folders where a dataset may lie that has one of the files."""
-    top = _required(name, root)
-    places = [top, top / usual, top / name, top / name / usual]
-    for place in places:
-        if any((place / file).is_file() for file in anyof):
-            return place
-    raise DataError(
-        f"dataset {name!r}: no file {' or '.join(anyof)} in {', '.join(map(str, places))}; "
-        "point --data-root at the folder that holds it"
-    )
-
-
 def _idx_dataset(
     name: str, root: Path | None, usual: str, mean: float, std: float, class_names: tuple[str, ...]
 ) -> Dataset:
@@ -372,7 +321,7 @@ def _idx_dataset(
     for part in ("train", "t10k"):
         for what, dims in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1)):
             file = f"{part}-{what}"
-            place = _folder(name, root, usual, file, f"{file}.gz")
+            place = find_folder(name, root, usual, file, f"{file}.gz")
             path = place / file
             arrays.append(read_idx(path if path.is_file() else place / f"{file}.gz", dims))
         if len(arrays[-2]) != len(arrays[-1]):
@@ -381,103 +330,3 @@ def _idx_dataset(
     return from_arrays(
         x_train[:, None], y_train, x_test[:, None], y_test, class_names=class_names, mean=mean, std=std, name=name
     )
-
-
-def read_idx(path: Path, dims: int) -> Bytes:
-    """Read an IDX file of unsigned bytes, gzipped or not.
-
-    The layout: two zero bytes, the type 8 (unsigned byte), the number of dimensions; each dimension as a big-endian
-    32-bit number; then the data, row-major, and nothing after it.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read, is of another layout or number of dimensions, or not of the length that its header
-        says.
-    """
-    try:
-        with path.open("rb") as raw:
-            zipped = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            with cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if zipped else raw as file:
-                magic, wanted = file.read(4), bytes((0, 0, 8, dims))
-                if magic != wanted:
-                    raise DataError(
-                        f"{path}: begins with {magic.hex(' ') or 'nothing'}; expected {wanted.hex(' ')}, an IDX file "
-                        f"of unsigned bytes in {dims} dimension{'s' * (dims > 1)}"
-                    )
-                header = file.read(4 * dims)
-                if len(header) != 4 * dims:
-                    raise DataError(f"{path}: ends within its header; it is truncated, so fetch it again")
-                shape = tuple(int(n) for n in np.frombuffer(header, ">u4"))
-                body = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); the file is missing or corrupt, so fetch it again"
-        ) from error
-    if len(body) != math.prod(shape):
-        raise DataError(f"{path}: {len(body)} bytes of data; expected {math.prod(shape)}, as its header says {shape}")
-    return np.frombuffer(body, np.uint8).reshape(shape)
-
-
-def _records(path: Path, label_bytes: int) -> tuple[Bytes, Bytes]:
-    """Read CIFAR's records: label bytes (the last of them counts), then 3072 pixels as red, green and blue planes."""
-    try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); fetch the binary version again") from None
-    length = label_bytes + 3072
-    if not len(data) or len(data) % length:
-        raise DataError(
-            f"{path}: {len(data)} bytes; expected a multiple of {length}, so fetch the binary version again"
-        )
-    records = data.reshape(-1, length)
-    return records[:, label_bytes:].reshape(-1, 3, 32, 32), records[:, label_bytes - 1]
-
-
-def _subfolders(at: Path) -> list[str]:
-    if not at.is_dir():
-        raise DataError(f"{at}: there is no such folder; --data-root needs train/<class>/ and test/<class>/")
-    names = sorted(path.name for path in at.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not names:
-        raise DataError(f"{at}: holds no folders; expected one per class")
-    return names
-
-
-def _pictures(at: Path, names: Sequence[str], size: int | None) -> tuple[Bytes, npt.NDArray[np.int64]]:
-    """Read all pictures of the classes that have a folder: (n, channels, height, width), and labels."""
-    pictures: list[Bytes] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        files = sorted(f for f in (at / name).glob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
-        for file in files:
-            picture = _picture(file, size)
-            if pictures and picture.shape[1:] != pictures[0].shape[1:]:
-                (h, w), (height, width) = picture.shape[1:], pictures[0].shape[1:]
-                raise DataError(
-                    f"{file}: {h}x{w} pixels where the first picture has {height}x{width}; "
-                    "make them equal, or resize all with folder:size=N"
-                )
-            pictures.append(picture)
-            labels.append(label)
-        if not files and (at / name).is_dir():
-            raise DataError(f"{at / name}: holds no pictures; expected .png or .jpg files")
-    colour = max(len(picture) for picture in pictures)
-    return np.stack([np.broadcast_to(p, (colour, *p.shape[1:])) for p in pictures]), np.array(labels)
-
-
-def _picture(file: Path, size: int | None) -> Bytes:
-    """Read one picture, (1 or 3, height, width)."""
-    try:
-        with Image.open(file, formats=("PNG", "JPEG")) as stored:
-            if stored.mode.startswith(("I", "F")):
-                raise DataError(f"{file}: has more than 8 bits per pixel; expected 8-bit grey or colour, so convert it")
-            image = stored.convert("L" if stored.mode in ("1", "L", "LA") else "RGB")
-        if size is not None:
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image)
-    except DataError:
-        raise
-    except Exception as error:  # decoders raise nearly anything on broken input
-        raise DataError(f"{file}: not a readable PNG or JPEG picture ({error}); replace or remove it") from error
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

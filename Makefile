@@ -30,6 +30,7 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/federation.py
+	$(BIN)/python benchmarks/samplers.py
 
 # Rewrite the golden fixtures; look at the difference before you commit it.
 golden: $(VENV)/ready-dev

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sparsync.engines import Action, Budget, PeerLoop, Progress, RoundLoop
+from sparsync.engines import Action, Budget, EpochLoop, PeerLoop, Progress, RoundLoop
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment
 from sparsync.federated import FederatedStrategy, Server
 from sparsync.peers import PeerStrategy
+from sparsync.split import Site, SplitStrategy, default_cut, split_at
 from sparsync.system import Clock
 from sparsync.task import Task
 from sparsync.wire import TOPOLOGIES, Ledger
@@ -29,7 +30,7 @@ class Loop(Protocol):
 
     progress: Progress
     counts: str
-    """What `syncs` are called in history and summary: ``syncs``, or ``rounds``."""
+    """What `syncs` are called in history and summary: ``syncs``, ``rounds`` or ``epochs``."""
 
     @property
     def arena(self) -> Arena:
@@ -45,7 +46,7 @@ class Loop(Protocol):
 
     @property
     def syncs(self) -> int:
-        """How often models have been averaged, or rounds."""
+        """How often models have been averaged; rounds, or epochs."""
 
     def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
         """Train to the end of the budget. Return whether it got there, or was asked to stop."""
@@ -69,6 +70,7 @@ class Setting:
     parts: list[Indices]
     seed: int
     group: Group
+    kind: Callable[..., Site] = Site  # where split strategies take place
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,7 +89,10 @@ class Setting:
             return self._rounds(strategy, emit)
         if isinstance(strategy, PeerStrategy):
             return self._peers(strategy, emit)
-        raise UsageError(f"{type(strategy).__name__}: a strategy has a method start(fleet) or serve(server); add one")
+        if isinstance(strategy, SplitStrategy):
+            return self._epochs(strategy, emit)
+        name = type(strategy).__name__
+        raise UsageError(f"{name}: a strategy has a method start(fleet), serve(server) or split(site); add one")
 
     def _peers(self, strategy: PeerStrategy, emit: Emit) -> PeerLoop:
         said, seed, group = self.experiment, self.seed, self.group
@@ -131,3 +136,29 @@ class Setting:
         )
         budget = Budget(settings.rounds, settings.eval_every, said.target, said.stop_at_target)
         return RoundLoop(server, bench, strategy.serve(server), self.task, budget, said.profile, emit)
+
+    def _epochs(self, strategy: SplitStrategy, emit: Emit) -> EpochLoop:
+        said, settings = self.experiment, self.experiment.split
+        site = self.site(strategy.rows(said.workers))
+        arena = Arena(site.module, 1, torch.device(said.device), self.dtype, gradients=False)
+        budget = Budget(settings.epochs, settings.eval_every, said.target, said.stop_at_target)
+        return EpochLoop(site, strategy.split(site), arena, self.group, budget, emit)
+
+    def site(self, rows: tuple[int, int]) -> Site:
+        """Return the place of a split strategy, with so many different bottoms and tops."""
+        said, settings = self.experiment, self.experiment.split
+        module = self.task.module(self.seed, self.dtype).to(said.device)
+        cut = split_at(module, settings.cut or default_cut(module), bottom_norm=settings.bottom_norm)
+        return self.kind(
+            self.task,
+            module,
+            cut,
+            self.parts,
+            settings,
+            rows=rows,
+            seed=self.seed,
+            profile=said.profile,
+            batch_size=said.batch_size,
+            device=said.device,
+            dtype=self.dtype,
+        )

@@ -216,7 +216,12 @@ def watch(experiment: Any) -> Any:
     """Return the live table of an experiment."""
     from sparsync.reporting.live import LiveTable
 
-    return LiveTable(experiment.steps, len(experiment.seeds) > 1, total_rounds=experiment.federation.rounds)
+    return LiveTable(
+        experiment.steps,
+        len(experiment.seeds) > 1,
+        total_rounds=experiment.federation.rounds,
+        total_epochs=experiment.split.epochs,
+    )
 
 
 def _next_free(name: str) -> Path:

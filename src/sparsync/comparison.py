@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,14 +20,16 @@ import torch
 
 from sparsync.assembly import Setting
 from sparsync.engines import Pace
-from sparsync.engines.processes import choose, run
+from sparsync.engines.processes import choose, run, under_torchrun
+from sparsync.engines.remote import RemoteClients, RemoteSite, meet
 from sparsync.errors import DivergedError, Interrupted, UsageError
 from sparsync.experiment import Experiment, build, matching, read, to_toml
 from sparsync.peers import Cadence, Follower, PeerStrategy
 from sparsync.records import Records, write_json
 from sparsync.spec import parse
+from sparsync.split import Site, SplitStrategy
 from sparsync.task import Task, counts, load_dataset, partition
-from sparsync.workers import Group
+from sparsync.workers import Alone, Group
 
 
 class Watcher(Protocol):
@@ -129,7 +132,7 @@ def _rank() -> int:
 
 def _run(experiment: Experiment, folder: Path, watch: Callable[[Experiment], Any] | None) -> dict[str, Any]:
     processes = choose(experiment.processes, experiment.workers)
-    if processes > experiment.workers:
+    if processes > experiment.workers + _served(experiment):  # a server is none of them
         raise UsageError(
             f"workers: {experiment.workers} cannot be shared by {processes} processes; start at most as many"
         )
@@ -155,24 +158,72 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _session(group: Group, order: Order) -> None:
     """Run all of a comparison, as one of its processes."""
-    experiment, folder = order.experiment, order.folder
+    experiment = order.experiment
     experiment.import_modules()
     dataset = load_dataset(experiment.data, experiment.data_root)
     task = Task(dataset, experiment.model)
+    if group.size == 1 or not _served(experiment):
+        _compare(group, order, task, lambda _: Site)
+        group.barrier()
+        return
+    links, inbox = meet(group, experiment.workers)
+    if group.rank == 0:
+        try:
+            _compare(Alone(), order, task, lambda run: partial(RemoteSite, links=links, run=run))
+        finally:
+            for link in links.values():
+                link.bye()
+    else:
+        RemoteClients(links, inbox, partial(_clients_of, experiment, task, len(links))).serve()
+
+
+def _served(experiment: Experiment) -> bool:
+    """Whether rank 0 is a server and the others are its clients: under torchrun, with split strategies.
+
+    Raises
+    ------
+    UsageError
+        If only some of them are.
+    """
+    if not under_torchrun():
+        return False
+    split = {label: isinstance(experiment.strategy(label), SplitStrategy) for label in experiment.strategies}
+    if len(set(split.values())) > 1:
+        one, other = (next(label for label, own in split.items() if own is which) for which in (True, False))
+        raise UsageError(
+            f"strategies: under torchrun {one!r} has a process for its server, {other!r} has none; compare them apart"
+        )
+    return any(split.values())
+
+
+def _clients_of(experiment: Experiment, task: Task, count: int, run: int) -> Site:
+    """Where the clients of this process are, in a run."""
+    i, j = divmod(run, len(experiment.strategies))
+    seed, label = experiment.seeds[i], list(experiment.strategies)[j]
+    parts = partition(experiment.partition, task.dataset.train.labels.numpy(), experiment.workers, seed)
+    site = Setting(experiment, task, parts, seed, Alone()).site((count, 1))
+    strategy = experiment.strategy(label)
+    assert isinstance(strategy, SplitStrategy)
+    strategy.split(site)  # says how things travel
+    return site
+
+
+def _compare(group: Group, order: Order, task: Task, site: Callable[[int], Callable[..., Site]]) -> None:
+    """Train every strategy with every seed, unless that has been done; `site` is where, by the number of the run."""
+    experiment, folder, dataset = order.experiment, order.folder, task.dataset
     records = Records(folder, experiment, group)
     with _stopping() as stopping, _watched(order, group) as watcher:
-        for seed in experiment.seeds:
+        for i, seed in enumerate(experiment.seeds):
             labels = dataset.train.labels.numpy()
             parts = partition(experiment.partition, labels, experiment.workers, seed)
             if seed == experiment.seeds[0] and group.rank == 0:
                 table = counts(parts, labels, dataset.classes)
                 names = {"counts": table.tolist(), "class_names": list(dataset.class_names)}
                 write_json(folder / "partition.json", names)
-            setting = Setting(experiment, task, parts, seed, group)
-            for label in experiment.strategies:
+            for j, label in enumerate(experiment.strategies):
                 if (label, seed) not in records.results:
+                    setting = Setting(experiment, task, parts, seed, group, site(i * len(experiment.strategies) + j))
                     _One(setting, label, records, watcher, stopping).run()
-    group.barrier()
 
 
 class _One:

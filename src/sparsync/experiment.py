@@ -17,8 +17,9 @@ from sparsync import spec
 from sparsync.errors import UsageError
 from sparsync.federated import Choosy, FederatedStrategy, Federation
 from sparsync.peers import Follower, PeerStrategy
+from sparsync.split import Split, SplitStrategy
 from sparsync.strategies import STRATEGIES
-from sparsync.system import Profile
+from sparsync.system import DELAYS, Profile
 from sparsync.task import DATASETS, PARTITIONS
 from sparsync.wire.dense import Precision
 from sparsync.workers import OPTIMIZERS, SCHEDULES
@@ -37,11 +38,16 @@ DEFAULT_STRATEGIES = {
         "fedadam:lr=0.03",
         "sparsyfed:sparsity=0.8",
         "feddip:sparsity=0.8",
+        "psl",
+        "psl:sampler=lds",
     )
 }
 
 # Without a table [federation]: what suits the embedded digits among ten clients.
 DEFAULT_FEDERATION = Federation(participation=0.5, epochs=2, optimizer="sgd:lr=0.3")
+
+# Without a table [split]: the same, with two stragglers.
+DEFAULT_SPLIT = Split(batch_size=64, epochs=30, optimizer="sgd:lr=0.3", delays="stragglers:count=2,seconds=0.02")
 
 Seed = Annotated[int, Field(ge=0)]
 
@@ -77,6 +83,8 @@ class Experiment(BaseModel):
         How many processes share the workers; ``auto`` is one single-threaded process per core.
     federation
         Rounds, cohorts and local work of the federated strategies; their clients are the workers.
+    split
+        Cut, batches and epochs of the split strategies; their clients are the workers.
     profile
         Devices and links, for the virtual clock.
     save_seconds
@@ -109,6 +117,7 @@ class Experiment(BaseModel):
     device: str = "cpu"
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     federation: Federation = DEFAULT_FEDERATION
+    split: Split = DEFAULT_SPLIT
     profile: Profile = Field(default_factory=Profile)
     save_seconds: float = Field(default=30.0, ge=0)
     imports: list[str] = Field(default_factory=list)
@@ -155,6 +164,7 @@ class Experiment(BaseModel):
         OPTIMIZERS.build(self.optimizer, [torch.nn.Parameter(torch.zeros(1))])
         SCHEDULES.build(self.schedule)
         self.federation.cohort_of(self.workers)
+        DELAYS.build(self.split.delays, self.workers, 0)
         seen: dict[str, str] = {}
         for label, text in self.strategies.items():
             strategy = STRATEGIES.build(text)
@@ -173,9 +183,9 @@ class Experiment(BaseModel):
             except ImportError as error:
                 raise UsageError(f"imports: cannot import {name!r} ({error}); name an importable module") from None
 
-    def strategy(self, label: str) -> PeerStrategy | FederatedStrategy:
+    def strategy(self, label: str) -> PeerStrategy | FederatedStrategy | SplitStrategy:
         """Return the strategy of a label."""
-        made: PeerStrategy | FederatedStrategy = STRATEGIES.build(self.strategies[label])
+        made: PeerStrategy | FederatedStrategy | SplitStrategy = STRATEGIES.build(self.strategies[label])
         return made
 
     @property

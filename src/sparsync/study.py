@@ -1,7 +1,7 @@
 """Several comparisons from one file: a study varies settings, and each variant is a comparison in its own folder.
 
 In an experiment file, ``[variants.NAME]`` holds what differs from the rest of the file: a setting replaces the one
-above, and of the tables ``federation`` and ``profile`` only the keys that are named.
+above, and of the tables ``federation``, ``split`` and ``profile`` only the keys that are named.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sparsync.errors import UsageError
 from sparsync.experiment import Experiment, build
 
 _FILE = "study.json"
-_MERGED = ("federation", "profile")
+_MERGED = ("federation", "split", "profile")
 
 
 def variants(settings: Mapping[str, Any], source: str = "") -> dict[str, dict[str, Any]] | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from federated_runs import add_federation
+from split_runs import add_split
 
 from sparsync.reporting import Run, load
 
@@ -165,7 +166,7 @@ def _one(
         "seed": seed,
         "workers": workers,
         "steps": end,
-        "rounds" if federated else "syncs": syncs,
+        "rounds" if federated else "epochs" if label.startswith("psl") else "syncs": syncs,
         "accuracy": None if failed else accuracy,
         "best_accuracy": top,
         "bytes": kinds,
@@ -199,10 +200,28 @@ def write_run() -> Callable[..., Path]:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Callable[..., Run]:
-    """Make a run of peers and federated strategies, two seeds and one refused upload, and read it back."""
+    """Make a run of peers and federated strategies, two seeds and one refused upload, and read it back.
 
-    def build(peers: tuple[str, ...] = ("synchronous",), seeds: tuple[int, ...] = (0, 1), **given: Any) -> Run:
-        folder = make(tmp_path / "mixed", labels=peers, seeds=seeds)
-        return load(add_federation(folder, seeds=seeds, **given))
+    ``split`` adds split strategies.
+    """
+
+    def build(
+        peers: tuple[str, ...] = ("synchronous",),
+        seeds: tuple[int, ...] = (0, 1),
+        split: tuple[str, ...] = (),
+        **given: Any,
+    ) -> Run:
+        folder = add_federation(make(tmp_path / "mixed", labels=peers, seeds=seeds), seeds=seeds, **given)
+        return load(add_split(folder, labels=split, seeds=seeds) if split else folder)
+
+    return build
+
+
+@pytest.fixture
+def split_run(tmp_path: Path) -> Callable[..., Run]:
+    """Make a run of split strategies with :func:`split_runs.add_split`, and read it back."""
+
+    def build(seeds: tuple[int, ...] = (0, 1), **given: Any) -> Run:
+        return load(add_split(make(tmp_path / "split", labels=(), seeds=seeds, target=None), seeds=seeds, **given))
 
     return build

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from federated_runs import DENSE, FDA_OPT, FEDDIP, FEDERATED, SPARSYFED
 from rich.console import Console
+from split_runs import SPLIT
 
 from sparsync.reporting import FIGURES, draw, load, markdown, rows, table
 from sparsync.reporting.figures.heat import over_rounds
@@ -51,7 +52,7 @@ def drawn(run):
 
 
 def test_a_mixed_run_draws_all_there_is(mixed):
-    run = mixed(peers=("synchronous", FDA))
+    run = mixed(peers=("synchronous", FDA), split=SPLIT)
     files = draw(run, run.folder)
     assert [file.stem for file in files[::2]] == [plot.name for plot in FIGURES]
     assert all(file.stat().st_size > 1000 for file in files)
@@ -174,7 +175,7 @@ def test_seeds_whose_steps_differ_are_averaged_by_round(mixed):
 
 def test_tables_count_rounds_beside_syncs(mixed):
     run = mixed()
-    assert [row.in_rounds for row in rows(run)] == [False, True, True, True, True]
+    assert [row.unit for row in rows(run)] == ["syncs", "rounds", "rounds", "rounds", "rounds"]
     console = Console(file=io.StringIO(), width=100, color_system=None)
     console.print(table(run))
     assert "Syncs/" in console.file.getvalue()

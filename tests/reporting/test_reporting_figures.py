@@ -16,7 +16,7 @@ from sparsync.reporting.figures.cadence import round_lengths
 from sparsync.reporting.figures.curves import Curve, condensed, over_seeds
 from sparsync.reporting.figures.pieces import plain_number
 from sparsync.reporting.figures.variance import thinned
-from sparsync.reporting.history import Checks, Evaluations, History, Rounds
+from sparsync.reporting.history import Checks, Evaluations, History, Rounds, Steps
 from sparsync.reporting.palette import looks, short_names
 
 NAMES = [plot.name for plot in FIGURES]
@@ -173,17 +173,17 @@ def test_round_lengths_from_checks_rounds_and_evaluations():
     none = np.array([])
     step = np.arange(1.0, 11.0)
     no_checks, no_rounds = Checks(none, none, none, none > 0, none), Rounds(none, {})
-    nothing = Evaluations(*[none] * 11)
+    nothing, no_steps = Evaluations(*[none] * 13), Steps(*[none] * 8)
 
     def lengths(evaluations=nothing, checks=no_checks, rounds=no_rounds):
-        return [a.tolist() for a in round_lengths(History(evaluations, checks, rounds))]
+        return [a.tolist() for a in round_lengths(History(evaluations, checks, rounds, no_steps))]
 
     assert lengths(checks=Checks(step, step, step, np.isin(step, [3, 4, 9]), step)) == [[3, 4, 9], [3, 1, 5]]
     rounds = Rounds(np.array([1.0, 2.0, 4.0]), {"step": np.array([10.0, 22.0, 42.0])})
     assert lengths(rounds=rounds) == [[10, 22, 42], [10, 12, 10]]
     at, syncs = np.array([10.0, 20.0, 30.0, 40.0]), np.array([0.0, 2.0, 2.0, 6.0])
-    assert lengths(evaluations=Evaluations(*[at] * 6, syncs, *[at] * 4)) == [[20, 40], [10, 5]]
-    assert round_lengths(History(nothing, no_checks, no_rounds)) is None
+    assert lengths(evaluations=Evaluations(*[at] * 6, syncs, *[at] * 6)) == [[20, 40], [10, 5]]
+    assert round_lengths(History(nothing, no_checks, no_rounds, no_steps)) is None
 
 
 @pytest.mark.parametrize(

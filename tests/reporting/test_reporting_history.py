@@ -62,7 +62,7 @@ def test_a_resumed_run_may_repeat_steps_and_the_later_line_counts(made):
 
 def test_rounds_count_as_syncs(made):
     (result,) = made(labels=("fedavg:epochs=1",)).results
-    assert result.in_rounds
+    assert result.unit == "rounds"
     assert result.syncs == 50
 
 

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 from federated_runs import REFUSED, SPARSYFED
+from split_runs import SPLIT
 
 from sparsync.errors import UsageError
 from sparsync.reporting import FIGURES, load, write
@@ -116,10 +117,12 @@ def test_without_histories(made):
     assert "Comparison" in words
 
 
-def test_peers_and_federations_on_one_page(mixed):
-    text, page, words = parsed(mixed(peers=("synchronous", FDA)))
+def test_peers_federations_and_split_learning_on_one_page(mixed):
+    text, page, words = parsed(mixed(peers=("synchronous", FDA), split=SPLIT))
     assert page.tags.count("figure") == len(FIGURES)
-    assert "Syncs/rounds" in words
+    assert "Syncs/rounds/epochs" in words
+    assert "Steps per sync/round/epoch" in words
+    assert "A step of split learning is one global batch" in words
     assert "local steps one after the other" in words
     assert "One upload was refused" in words
     assert f"round 3, client 7 (seed 0): {REFUSED['reason']}" in words
@@ -143,6 +146,17 @@ def test_refused_uploads_are_counted_and_escaped(mixed):
     assert "and 3 more" in words
     assert "x" * 300 not in words
     assert "b" not in page.tags
+
+
+def test_lost_clients_are_named(mixed):
+    run = mixed(seeds=(0,), labels=(SPARSYFED,), rounds=2)
+    with (run.folder / "history.jsonl").open("a") as file:
+        line = {"kind": "lost", "label": "psl", "seed": 0, "step": 9, "epoch": 2, "client": 5, "reason": "it hung up"}
+        file.write(json.dumps(line) + "\n")
+    _, _, words = parsed(load(run.folder))
+    assert "One client was lost" in words
+    assert "Clients left out" in words
+    assert "epoch 2, client 5: it hung up" in words
 
 
 def test_folder_without_a_run(tmp_path):

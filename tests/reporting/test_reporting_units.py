@@ -78,4 +78,5 @@ def test_spreads_share_the_unit_and_the_decimals_of_their_mean():
     assert plain(Spread(0.98604, 0.0012, 3, 3), "percent") == "98.60 ± 0.12 %"
     assert plain(Spread(300.0, 30.0, 3, 3), "seconds") == "5.00 ± 0.50 min"
     assert plain(Spread(4000.0, 0.0, 3, 3), "count") == "4\u202f000"
+    assert plain(Spread(0.21129, 0.0041, 3, 3), "number") == "0.211 ± 0.004"
     assert plain(None, "bytes") == "–"

@@ -1,9 +1,10 @@
 """Where a run takes place: in this process, or in several over torch.distributed."""
 
+from sparsync.engines.epochs import EpochLoop
 from sparsync.engines.evaluation import Budget, Progress
 from sparsync.engines.loop import PeerLoop
 from sparsync.engines.pace import Action, Pace
 from sparsync.engines.ranks import Ranks
 from sparsync.engines.rounds import RoundLoop
 
-__all__ = ["Action", "Budget", "Pace", "PeerLoop", "Progress", "Ranks", "RoundLoop"]
+__all__ = ["Action", "Budget", "EpochLoop", "Pace", "PeerLoop", "Progress", "Ranks", "RoundLoop"]

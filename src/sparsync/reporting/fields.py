@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from sparsync.errors import DataError
 
-__all__ = ["as_int", "as_number", "as_object", "damaged", "is_int", "is_number", "read", "read_json", "show"]
+__all__ = [
+    "UNITS",
+    "as_int",
+    "as_number",
+    "as_object",
+    "counted",
+    "damaged",
+    "is_int",
+    "is_number",
+    "read_json",
+    "read_lines",
+    "show",
+]
+
+UNITS = ("syncs", "rounds", "epochs")
+"""What runs count: averagings of peers, rounds of federations, epochs of split learning."""
 
 
-def read(file: Path) -> bytes:
-    """Return a file's bytes, or say why it cannot be read."""
+def read_lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Go through a file's lines with their numbers, from 1, or say why it cannot be read."""
     try:
-        return file.read_bytes()
+        with file.open("rb") as lines:
+            yield from enumerate(lines, 1)
     except OSError as problem:
-        raise DataError(f"{file} cannot be read ({problem.strerror}); check that it is yours to read.") from problem
+        raise _unreadable(file, problem) from problem
 
 
 def read_json(file: Path) -> Any:
     """Return what a JSON file holds."""
     try:
-        return json.loads(read(file))
+        return json.loads(file.read_bytes())
+    except OSError as problem:
+        raise _unreadable(file, problem) from problem
     except ValueError as problem:
         raise damaged(file.name, "not JSON") from problem
 
@@ -52,9 +70,18 @@ def as_number(entry: Mapping[str, Any], key: str, where: str) -> float | None:
     return float(value)
 
 
+def counted(entry: Mapping[str, Any]) -> str | None:
+    """Return what an entry counts, one of `UNITS`, or None where it does not say."""
+    return next((unit for unit in UNITS if entry.get(unit) is not None), None)
+
+
 def damaged(where: str, what: str) -> DataError:
     """Return the error for a file that no run has written like this."""
     return DataError(f"{where}: {what}; the file is damaged or was edited, so run `sparsync compare` again.")
+
+
+def _unreadable(file: Path, problem: OSError) -> DataError:
+    return DataError(f"{file} cannot be read ({problem.strerror}); check that it is yours to read.")
 
 
 def show(value: Any) -> str:

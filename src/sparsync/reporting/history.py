@@ -1,7 +1,7 @@
 """What a run left behind: its setting, results and curves.
 
 One :class:`Run` is all that tables, figures and the report need. Curves are kept as arrays, one :class:`History` per
-label and seed, since an FDA run can hold tens of thousands of checks.
+label and seed, since a run can hold tens of thousands of checks, or hundreds of thousands of steps.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from sparsync.reporting.fields import is_int, is_number
 
-__all__ = ["Checks", "Evaluations", "History", "Partition", "Rejection", "Result", "Rounds", "Run"]
+__all__ = ["Checks", "Evaluations", "History", "Partition", "Rejection", "Result", "Rounds", "Run", "Steps"]
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Result:
     label : str
         Name of the strategy in tables and figures, unique within a run.
     syncs : int or None
-        Model averagings, or rounds of a federation (then ``in_rounds``).
+        Model averagings, rounds of a federation or epochs of split learning.
+    unit : {"syncs", "rounds", "epochs"} or None
+        Which of them; None if nothing was counted.
     bytes, paper_bytes : mapping of str to float
         Bytes by kind and their ``total``: what the topology moves, and what the method's authors would count.
     reached : bool or None
@@ -46,7 +49,7 @@ class Result:
     workers: int | None
     steps: int | None
     syncs: int | None
-    in_rounds: bool
+    unit: str | None
     accuracy: float | None
     best_accuracy: float | None
     bytes: Mapping[str, float]
@@ -65,8 +68,8 @@ class Result:
 class Evaluations:
     """The evaluations of one run, by increasing step: arrays of one length, (n,); NaN where nothing was recorded.
 
-    ``rounds`` and the accuracies of clients (their mean and that of the worst tenth) are a federation's; there
-    ``syncs`` are its rounds.
+    ``rounds`` and the accuracies of clients (their mean and that of the worst tenth) are a federation's, whose
+    ``syncs`` are its rounds; ``epochs`` and the mean accuracy over classes are split learning's.
     """
 
     step: Floats
@@ -80,6 +83,8 @@ class Evaluations:
     rounds: Floats
     client_accuracy: Floats
     client_accuracy_worst: Floats
+    epochs: Floats
+    macro_accuracy: Floats
 
     def __len__(self) -> int:
         return len(self.step)
@@ -135,12 +140,59 @@ class Rounds:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """The global steps of split learning, by increasing step: arrays of one length, (n,); NaN where nothing was noted.
+
+    Attributes
+    ----------
+    step, epoch : array, (n,)
+        Of the run; its first are 1.
+    size : array, (n,)
+        Samples in the global batch.
+    deviation : array, (n,)
+        How far its labels are from those of all data.
+    seconds : array, (n,)
+        Virtual time.
+    slowest : array, (n,)
+        The client that the others waited for; NaN where no client takes part, as in centralised training.
+    late : array of int, (m, 2)
+        Pairs: index of a step, and a client that was asked for samples and left out.
+    asked : array of int, (l, 3)
+        Index of a step, a client and how many samples it was asked for; of the first epoch only.
+    """
+
+    step: Floats
+    epoch: Floats
+    size: Floats
+    deviation: Floats
+    seconds: Floats
+    slowest: Floats
+    late: Ints
+    asked: Ints
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def within_epochs(self) -> tuple[Ints, Ints]:
+        """Return each step's place in its epoch, from 0, and how many steps that epoch has, (n,) both."""
+        starts = np.flatnonzero(np.diff(self.epoch, prepend=np.nan))
+        lengths = np.diff(starts, append=len(self))
+        return np.arange(len(self)) - np.repeat(starts, lengths), np.repeat(lengths, lengths)
+
+    def given(self) -> Ints:
+        """Return those of `asked` whose samples arrived in time."""
+        asked, late = (pairs[:, 0] << 31 | pairs[:, 1] for pairs in (self.asked, self.late))
+        return self.asked[~np.isin(asked, late)]
+
+
+@dataclass(frozen=True)
 class Rejection:
-    """An upload that the server refused."""
+    """An upload that the server refused, in a round; or, with the unit ``epoch``, a client that it gave up."""
 
     round: int
     client: int
     reason: str
+    unit: str = "round"
 
 
 @dataclass(frozen=True)
@@ -150,6 +202,7 @@ class History:
     evaluations: Evaluations
     checks: Checks
     rounds: Rounds
+    steps: Steps
     rejections: tuple[Rejection, ...] = ()
 
 
@@ -165,7 +218,7 @@ class Partition:
         Names of the columns.
     """
 
-    counts: NDArray[np.int64]
+    counts: Ints
     class_names: tuple[str, ...]
 
 

@@ -1,8 +1,9 @@
-"""``history.jsonl`` read back: evaluations, checks, rounds and refused uploads, by label and seed."""
+"""``history.jsonl`` read back: evaluations, checks, rounds, steps and refused uploads, by label and seed."""
 
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from sparsync.reporting.fields import as_int, as_number, as_object, damaged, is_int, is_number, read, show
-from sparsync.reporting.history import Checks, Evaluations, Floats, History, Rejection, Rounds
+from sparsync.reporting.fields import as_int, as_number, as_object, damaged, is_int, is_number, read_lines, show
+from sparsync.reporting.history import Checks, Evaluations, Floats, History, Ints, Rejection, Rounds, Steps
 
 __all__ = ["histories"]
 
 Row = tuple[float, ...]
 _EVALUATION = tuple(column.name for column in fields(Evaluations))
 _CHECK = tuple(column.name for column in fields(Checks))
+_STEP = ("step", "epoch", "size", "deviation", "seconds", "slowest")
 _NO_COLUMN = {"kind", "label", "seed", "round", "iou_history"}  # of a round
 
 
@@ -30,6 +32,9 @@ class _Found:
     rounds: dict[int, dict[str, float]] = field(default_factory=dict)
     agreement: dict[tuple[int, int], float] = field(default_factory=dict)  # (round, earlier round)
     rejections: list[Rejection] = field(default_factory=list)
+    steps: array[float] = field(default_factory=lambda: array("d"))  # by line: there may be hundreds of thousands
+    late: array[int] = field(default_factory=lambda: array("q"))  # (line, client)
+    asked: array[int] = field(default_factory=lambda: array("q"))  # (line, client, size)
 
     def history(self) -> History:
         step, estimate, threshold, sync, variance = _columns(self.checks, len(_CHECK))
@@ -37,6 +42,7 @@ class _Found:
             Evaluations(*_columns(self.evaluations, len(_EVALUATION))),
             Checks(step, estimate, threshold, sync > 0, variance),
             self._rounds(),
+            self._steps(),
             tuple(self.rejections),
         )
 
@@ -46,6 +52,22 @@ class _Found:
         columns = {key: np.array([self.rounds[n].get(key, np.nan) for n in numbers], np.float64) for key in keys}
         agreement = tuple((*pair, self.agreement[pair]) for pair in sorted(self.agreement))
         return Rounds(np.array(numbers, np.float64), columns, agreement)
+
+    def _steps(self) -> Steps:
+        lines = np.array(self.steps).reshape(-1, len(_STEP))
+        _, from_end = np.unique(lines[::-1, 0], return_index=True)
+        kept = len(lines) - 1 - from_end
+        index = np.full(len(lines), -1)
+        index[kept] = np.arange(len(kept))
+
+        def indexed(entries: array[int], width: int) -> Ints:
+            table = np.array(entries).reshape(-1, width)
+            table[:, 0] = index[table[:, 0]]
+            return table[table[:, 0] >= 0]
+
+        step, epoch, size, deviation, seconds, slowest = lines[kept].T.copy()
+        late, asked = indexed(self.late, 2), indexed(self.asked, 3)
+        return Steps(step, epoch, size, deviation, seconds, slowest, late, asked)
 
 
 def histories(file: Path) -> dict[tuple[str, int], History]:
@@ -65,18 +87,18 @@ def histories(file: Path) -> dict[tuple[str, int], History]:
         If a line is damaged.
     """
     found: dict[tuple[str, int], _Found] = {}
-    lines = read(file).split(b"\n")
-    last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
-    for i, line in enumerate(lines):
+    cut_off: tuple[str, ValueError] | None = None
+    for number, line in read_lines(file):
         if not line.strip():
             continue
-        where = f"{file.name}, line {i + 1}"
+        if cut_off is not None:  # but it was not the last one
+            raise damaged(cut_off[0], "not JSON") from cut_off[1]
+        where = f"{file.name}, line {number}"
         try:
             entry = json.loads(line)
         except ValueError as problem:
-            if i == last:
-                break  # killed while writing: the rest of the file counts
-            raise damaged(where, "not JSON") from problem
+            cut_off = where, problem  # killed while writing: the rest of the file counts
+            continue
         entry = as_object(entry, where)
         reader = _READERS.get(str(entry.get("kind")))
         if reader is not None:
@@ -113,16 +135,35 @@ def _round(found: _Found, entry: Mapping[str, Any], where: str) -> None:
         found.agreement[number, pair[0]] = float(pair[1])
 
 
+def _step(found: _Found, entry: Mapping[str, Any], where: str) -> None:
+    number = len(found.steps) // len(_STEP)
+    found.steps.extend(_row(entry, _STEP, where))
+    for client in _wholes(entry, "late", where):
+        found.late.extend((number, client))
+    clients, sizes = _wholes(entry, "clients", where), _wholes(entry, "sizes", where)
+    if len(clients) != len(sizes):
+        raise damaged(where, f"{len(clients)} clients and {len(sizes)} sizes, expected as many")
+    for client, size in zip(clients, sizes, strict=True):
+        found.asked.extend((number, client, size))
+
+
 def _rejection(found: _Found, entry: Mapping[str, Any], where: str) -> None:
     number, client = (as_int(entry.get(key), key, where) for key in ("round", "client"))
     found.rejections.append(Rejection(number, client, str(entry.get("reason") or "no reason was recorded")))
+
+
+def _lost(found: _Found, entry: Mapping[str, Any], where: str) -> None:
+    number, client = (as_int(entry.get(key), key, where) for key in ("epoch", "client"))
+    found.rejections.append(Rejection(number, client, str(entry.get("reason") or "no reason was recorded"), "epoch"))
 
 
 _READERS: dict[str, Callable[[_Found, Mapping[str, Any], str], None]] = {
     "evaluation": _evaluation,
     "check": _check,
     "round": _round,
+    "step": _step,
     "rejection": _rejection,
+    "lost": _lost,
 }
 
 
@@ -131,6 +172,13 @@ def _row(entry: Mapping[str, Any], columns: Sequence[str], where: str) -> Row:
         raise damaged(where, f"step is {show(entry.get('step'))}, expected a number")
     values = (as_number(entry, column, where) for column in columns)
     return tuple(np.nan if value is None else value for value in values)
+
+
+def _wholes(entry: Mapping[str, Any], key: str, where: str) -> list[int]:
+    found = entry.get(key) or []
+    if not (isinstance(found, list) and all(is_int(one) and 0 <= one < 2**31 for one in found)):
+        raise damaged(where, f"{key} is {show(found)}, expected whole numbers from 0")
+    return found
 
 
 def _columns(rows: Mapping[float, Row], width: int) -> list[Floats]:

@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from sparsync.reporting.fields import counted
 from sparsync.reporting.units import human_bytes
 
 _PLAIN_EVERY = 10.0  # seconds between two lines where the output is no terminal
 
 
 class LiveTable:
-    """Step, accuracy, bytes and syncs or rounds of every strategy as it trains. A context manager.
+    """Step, accuracy, bytes and syncs, rounds or epochs of every strategy as it trains. A context manager.
 
     Parameters
     ----------
@@ -26,14 +27,20 @@ class LiveTable:
         Whether lines name their seed.
     console : Console, optional
         Where to write. Default: standard error, so that results can be piped.
-    total_rounds : int, optional
-        Rounds per federated strategy, at most.
+    total_rounds, total_epochs : int, optional
+        Rounds per federated strategy and epochs per split one, at most.
     """
 
     def __init__(
-        self, total_steps: int, several_seeds: bool, console: Console | None = None, total_rounds: int | None = None
+        self,
+        total_steps: int,
+        several_seeds: bool,
+        console: Console | None = None,
+        total_rounds: int | None = None,
+        total_epochs: int | None = None,
     ) -> None:
-        self.total_steps, self.total_rounds = total_steps, total_rounds
+        self.total_steps = total_steps
+        self.totals = {"rounds": total_rounds, "epochs": total_epochs}
         self.several_seeds = several_seeds
         self.console = console or Console(stderr=True)
         self.rows: dict[tuple[str, int], dict[str, Any]] = {}
@@ -59,7 +66,7 @@ class LiveTable:
             "accuracy": None,
             "bytes": 0,
             "syncs": 0,
-            "rounds": False,
+            "unit": None,  # not yet known
             "state": "trains",
         }
         if step and self._live is None:
@@ -71,7 +78,7 @@ class LiveTable:
 
     def moved(self, label: str, seed: int, line: dict[str, Any]) -> None:
         """It was evaluated."""
-        self.rows[label, seed].update(accuracy=line["accuracy"], bytes=line["bytes"], **_averagings(line))
+        self.rows[label, seed].update(accuracy=line["accuracy"], bytes=line["bytes"], **_so_far(line))
         if self._live is None and time.monotonic() - self._shown > _PLAIN_EVERY:
             self._shown = time.monotonic()
             self._say(label, seed, line["step"])
@@ -85,7 +92,7 @@ class LiveTable:
             accuracy=result["accuracy"],
             bytes=result["bytes"]["total"],
             state=state,
-            **_averagings(result),
+            **_so_far(result),
         )
         if self._live is None:
             self._say(*key, result["steps"], state)
@@ -96,10 +103,9 @@ class LiveTable:
         return f"{label} (seed {seed})" if self.several_seeds else label
 
     def _syncs(self, row: dict[str, Any]) -> str:
-        if not row["rounds"]:
-            return f"{row['syncs']} syncs" if row["rounds"] is False else str(row["syncs"])  # not yet known
-        of = "" if self.total_rounds is None else f"/{self.total_rounds}"
-        return f"{row['syncs']}{of} rounds"
+        total = self.totals.get(row["unit"])
+        of = "" if total is None else f"/{total}"
+        return f"{row['syncs']}{of} {row['unit'] or ''}".rstrip()
 
     def _say(self, label: str, seed: int, step: int, state: str = "") -> None:
         row = self.rows[label, seed]
@@ -115,14 +121,14 @@ class LiveTable:
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))
         table.add_column("strategy", overflow="fold")
-        for heading in ("step", "accuracy", "bytes", "averaged", ""):
+        for heading in ("step", "accuracy", "bytes", "so far", ""):
             table.add_column(heading, justify="right")
         shown = list(self.rows.items())[-20:]
         for (label, seed), row in shown:
             accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
             table.add_row(
                 self._name(label, seed),
-                str(row["step"]) if row["rounds"] else f"{row['step']}/{self.total_steps}",
+                f"{row['step']}/{self.total_steps}" if row["unit"] == "syncs" else str(row["step"]),
                 accuracy,
                 human_bytes(row["bytes"]),
                 self._syncs(row),
@@ -131,8 +137,7 @@ class LiveTable:
         return table
 
 
-def _averagings(line: dict[str, Any]) -> dict[str, Any]:
-    """How often models were averaged, in syncs or in rounds; nothing where the line does not say."""
-    in_rounds = line.get("syncs") is None and line.get("rounds") is not None
-    count = line.get("rounds" if in_rounds else "syncs")
-    return {} if count is None else {"syncs": count, "rounds": in_rounds}
+def _so_far(line: dict[str, Any]) -> dict[str, Any]:
+    """How many syncs, rounds or epochs there have been; nothing where the line does not say."""
+    unit = counted(line)
+    return {} if unit is None else {"syncs": line[unit], "unit": unit}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparsync.errors import UsageError
-from sparsync.reporting.fields import as_number, as_object, damaged, is_int, read_json, show
+from sparsync.reporting.fields import as_number, as_object, counted, damaged, is_int, read_json, show
 from sparsync.reporting.history import Partition, Result, Run
 from sparsync.reporting.lines import histories
 
@@ -89,7 +89,7 @@ def _result(entry: Any, where: str) -> Result:
         value = as_number(entry, key, where)
         return None if value is None else int(value)
 
-    in_rounds = entry.get("syncs") is None and entry.get("rounds") is not None
+    unit = counted(entry)
     return Result(
         label=label,
         strategy=str(entry.get("strategy", label)),
@@ -97,8 +97,8 @@ def _result(entry: Any, where: str) -> Result:
         seed=seed,
         workers=count("workers"),
         steps=count("steps"),
-        syncs=count("rounds" if in_rounds else "syncs"),
-        in_rounds=in_rounds,
+        syncs=None if unit is None else count(unit),
+        unit=unit,
         accuracy=as_number(entry, "accuracy", where),
         best_accuracy=as_number(entry, "best_accuracy", where),
         bytes=_kinds(entry, "bytes", where),

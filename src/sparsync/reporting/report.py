@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sparsync.reporting.epochs import epochs, expected_deviation
 from sparsync.reporting.figures import FIGURES, svg
 from sparsync.reporting.history import Run
 from sparsync.reporting.loading import load
@@ -56,6 +57,7 @@ def page(run: Run) -> str:
         "<h2>Comparison</h2>",
         _comparison(run, summary),
         _figures(run),
+        _epochs(run, summary),
         _kinds(run, summary),
         _failures(summary),
         _refused(run),
@@ -87,10 +89,11 @@ def _notice(run: Run, summary: tuple[Row, ...]) -> str:
     if failed:
         runs, all_runs = "One run" if failed == 1 else f"{failed} runs", sum(row.seeds for row in summary)
         notes.append(f'{runs} of {all_runs} failed; <a href="#failures">see why</a>.')
-    refused = sum(len(history.rejections) for history in run.histories.values())
-    if refused:
-        uploads = "One upload was" if refused == 1 else f"{human_count(refused)} uploads were"
-        notes.append(f'{uploads} refused; <a href="#refused">see which</a>.')
+    for unit, what, fate in (("round", "upload", "refused"), ("epoch", "client", "lost")):
+        count = sum(one.unit == unit for history in run.histories.values() for one in history.rejections)
+        if count:
+            those = f"One {what} was" if count == 1 else f"{human_count(count)} {what}s were"
+            notes.append(f'{those} {fate}; <a href="#refused">see which</a>.')
     return "\n".join(f'<p class="notice">{note}</p>' for note in notes)
 
 
@@ -98,7 +101,7 @@ def _comparison(run: Run, summary: tuple[Row, ...]) -> str:
     best, look = cheapest(summary), looks(run.labels)
     goal = run.target is not None
     syncs = syncs_title(summary)
-    per = {"Syncs": "Steps per sync", "Rounds": "Steps per round"}.get(syncs, "Steps per sync/round")
+    per = "Steps per " + syncs.lower().replace("s/", "/").removesuffix("s")
     head = ["Strategy"] + (["Reached", "Bytes to target", "Virtual time to target"] if goal else [])
     head += ["Accuracy", "Best", "Steps", syncs, per, "Bytes (wire)", "Bytes (paper)", "Wall time"]
     body = []
@@ -131,11 +134,13 @@ def _comparison(run: Run, summary: tuple[Row, ...]) -> str:
             "seeds that reached it, all others over the seeds that ended without an error; where that is not every "
             "seed, the number of seeds is given."
         )
-    if any(row.in_rounds for row in summary):
+    if any(row.unit == "rounds" for row in summary):
         notes.append(
             "The steps of a federated strategy are local steps one after the other, in each round those of the client "
             "with most; its paper bytes are the values alone, without what says where they belong."
         )
+    if any(row.unit == "epochs" for row in summary):
+        notes.append("A step of split learning is one global batch, an epoch uses every client's samples once.")
     notes.append(
         "Bytes are those of all workers together: as the topology moves them (wire), and as the methods' authors count "
         "them (paper). Virtual time follows the experiment's devices and links; wall time is what computing took here."
@@ -153,6 +158,38 @@ def _figures(run: Run) -> str:
         for plot, picture in drawn
     ]
     return '<h2>Figures</h2>\n<div class="figures">\n' + "\n".join(parts) + "\n</div>"
+
+
+def _epochs(run: Run, summary: tuple[Row, ...]) -> str:
+    """Say what the epochs of split strategies were like."""
+    found, look = epochs(run, summary), looks(run.labels)
+    if not found:
+        return ""
+    reference = found[0].reference
+    head = ["Strategy", "Steps per epoch", "Deviation", "Last tenth", "Virtual time per epoch"]
+    head += [f"Time relative to {reference}"] if reference else []
+    head += ["Macro accuracy"]
+    body = []
+    for one in found:
+        cells = [
+            cell(one.row.steps_per_sync, "count"),
+            cell(one.deviation, "number"),
+            cell(one.tail, "number"),
+            cell(one.seconds, "seconds"),
+            *([cell(one.ratio, "number")] if reference else []),
+            cell(one.macro_accuracy, "percent"),
+        ]
+        body.append((named(one.row, look[one.row.label]), cells))
+    expected = expected_deviation(run)
+    notes = [
+        "Deviation is the L1 distance between the label fractions of a global batch and those of all training data, "
+        "mean over steps, and over the last tenth of each epoch."
+    ]
+    if expected is not None:
+        notes.append(f"Batches drawn uniformly from all data would be {expected:.3f} away.")
+    notes.append("Macro accuracy is the mean over classes, at the end.")
+    text = f'\n<p class="soft">{escaped(" ".join(notes))}</p>'
+    return "<h2>Epochs of split learning</h2>\n" + table(head, body) + text
 
 
 def _kinds(run: Run, summary: tuple[Row, ...]) -> str:
@@ -178,7 +215,7 @@ def _failures(summary: tuple[Row, ...]) -> str:
 
 
 def _refused(run: Run) -> str:
-    """Name the uploads that servers refused: how many of each strategy, and the first ones."""
+    """Name the uploads that servers refused and the clients that they gave up: how many, and the first ones."""
     body = []
     for label in run.labels:
         found = [
@@ -187,14 +224,16 @@ def _refused(run: Run) -> str:
             if name == label
             for upload in history.rejections
         ]
-        first = [f"round {one.round}, client {one.client}{seed}: {one.reason}" for seed, one in found[:_REFUSED]]
+        first = [f"{one.unit} {one.round}, client {one.client}{seed}: {one.reason}" for seed, one in found[:_REFUSED]]
         more = [f"and {human_count(len(found) - _REFUSED)} more"] if len(found) > _REFUSED else []
         if found:
             what = "".join(f"<div>{escaped(shortened(text, 240))}</div>" for text in [*first, *more])
             body.append((breakable(label), [human_count(len(found)), what]))
     if not body:
         return ""
-    return '<h2 id="refused">Refused uploads</h2>\n' + table(["Strategy", "Refused", "Which and why"], body, "failures")
+    lost = any(one.unit == "epoch" for history in run.histories.values() for one in history.rejections)
+    title, head = ("Clients left out", "Times") if lost else ("Refused uploads", "Refused")
+    return f'<h2 id="refused">{title}</h2>\n' + table(["Strategy", head, "Which and why"], body, "failures")
 
 
 def _setting(run: Run) -> str:

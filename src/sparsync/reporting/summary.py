@@ -30,8 +30,8 @@ class Row:
         How many of them reached the target; None without a target.
     failures : tuple of (int, str)
         Seeds that ended early or left no result, each with the reason.
-    in_rounds : bool
-        Whether ``syncs`` counts the rounds of a federation.
+    unit : {"syncs", "rounds", "epochs"} or None
+        What ``syncs`` counts; None if nothing was counted.
     """
 
     label: str
@@ -40,7 +40,7 @@ class Row:
     seeds: int
     reached: int | None
     failures: tuple[tuple[int, str], ...]
-    in_rounds: bool
+    unit: str | None
     accuracy: Spread | None
     best_accuracy: Spread | None
     steps: Spread | None
@@ -92,7 +92,7 @@ def _row(run: Run, label: str) -> Row:
         seeds=of,
         reached=len(reached) if with_target else None,
         failures=tuple(sorted(failures)),
-        in_rounds=any(r.in_rounds for r in results),
+        unit=next((r.unit for r in results if r.unit), None),
         accuracy=over(finished, lambda r: r.accuracy),
         best_accuracy=over(finished, lambda r: r.best_accuracy),
         steps=over(finished, lambda r: r.steps),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sparsync.reporting.fields import UNITS
 from sparsync.reporting.history import Run
 from sparsync.reporting.summary import Row, cheapest, rows
 from sparsync.reporting.units import NOTHING, Spread, human_bytes, human_percent, human_seconds, plain
@@ -117,9 +118,9 @@ def cell(spread: Spread | None, kind: str) -> str:
 
 
 def syncs_title(summary: Sequence[Row]) -> str:
-    """Name the column of averagings after what the strategies do."""
-    found = {row.in_rounds for row in summary}
-    return "Rounds" if found == {True} else "Syncs" if found <= {False} else "Syncs/rounds"
+    """Name the column of syncs after what the strategies count."""
+    found = {row.unit for row in summary}
+    return "/".join(unit for unit in UNITS if unit in found).capitalize() or "Syncs"
 
 
 def _stacked(spread: Spread | None, kind: str, star: bool = False) -> str:

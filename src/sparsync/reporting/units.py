@@ -84,7 +84,8 @@ def human_count(value: float) -> str:
 
 
 def plain(spread: Spread | None, kind: str, separator: str = " ± ") -> str:
-    """Write mean and spread in one unit, as in ``1.23 ± 0.04 GB``; ``kind``: bytes, seconds, percent or count.
+    """Write mean and spread in one unit, as in ``1.23 ± 0.04 GB``; ``kind``: bytes, seconds, percent, number or
+    count.
 
     A spread of exactly zero, seeds that all agree, is left out.
     """
@@ -99,6 +100,8 @@ def plain(spread: Spread | None, kind: str, separator: str = " ± ") -> str:
         if spread.deviation is None:
             return human_percent(spread.mean)
         return f"{100 * spread.mean:.2f}{separator}{100 * spread.deviation:.2f} %"
+    if kind == "number":
+        return f"{spread.mean:.3f}" + ("" if spread.deviation is None else f"{separator}{spread.deviation:.3f}")
     if spread.deviation is None:
         return human_count(spread.mean)
     return f"{human_count(spread.mean)}{separator}{human_count(spread.deviation)}"

@@ -38,8 +38,7 @@ class Clock:
 
     def exchange(self, messages: int, serial_bytes: int) -> None:
         """All workers wait for one another, then exchange."""
-        took = messages * self.profile.latency + serial_bytes / self.profile.bandwidth
-        self.times[:] = self.times.max() + took
+        self.advance(messages * self.profile.latency + serial_bytes / self.profile.bandwidth)
 
     def visit(self, clients: Sequence[int], steps: Sequence[int], nbytes: Sequence[int]) -> None:
         """A server and its clients go through a round: each receives, trains and sends, and all wait for the last.
@@ -51,7 +50,11 @@ class Clock:
         """
         profile = self.profile
         took = np.asarray(steps, np.float64) * profile.step_seconds + np.asarray(nbytes) / profile.bandwidth
-        self.times[:] = self.now + 2 * profile.latency + took.max(initial=0.0)
+        self.advance(2 * profile.latency + float(took.max(initial=0.0)))
+
+    def advance(self, seconds: float) -> None:
+        """All workers wait for one another, and spend so long together."""
+        self.times[:] = self.now + seconds
 
     def state_dict(self) -> dict[str, Any]:
         """Return the workers' times, for a checkpoint."""

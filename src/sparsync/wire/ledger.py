@@ -14,7 +14,7 @@ import torch
 
 from sparsync.wire.topology import Counts, Traffic
 
-Kind = Literal["model", "state", "mask", "activation", "gradient", "control"]
+Kind = Literal["model", "state", "mask", "activation", "gradient", "control", "label"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
@@ -52,6 +52,23 @@ class Ledger:
         self.sent[kind][worker] += up
         self.received[kind][worker] += down
         self.moved[kind] += up + down
+
+    def book_messages(self, kind: Kind, workers: Counts, *, up: int | Counts = 0, down: int | Counts = 0) -> None:
+        """Book bytes between several workers, each named once, and the server in the wire view.
+
+        Parameters
+        ----------
+        workers : array of int64, (n,)
+            Who.
+        up, down : int or array of int64, (n,)
+            What each sends and receives.
+        """
+        self._open(kind)
+        self.sent[kind][workers] += up
+        self.received[kind][workers] += down
+        self.moved[kind] += int(
+            np.sum(np.broadcast_to(up, workers.shape)) + np.sum(np.broadcast_to(down, workers.shape))
+        )
 
     def _open(self, kind: Kind) -> None:
         if kind not in self.moved:

@@ -29,7 +29,7 @@ class Section(NamedTuple):
 
     Attributes
     ----------
-    kind : {"model", "state", "mask", "activation", "gradient", "control"}
+    kind : {"model", "state", "mask", "activation", "gradient", "control", "label"}
         What the ledger books it as.
     body : bytes or memoryview
         Its bytes.

@@ -33,6 +33,24 @@ def pack(codec: int, body: bytes | memoryview) -> bytes:
     return b"".join((fields, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(fields))), body))
 
 
+def body_bytes(header: bytes | memoryview, limit: int) -> int:
+    """How long a body the header of a message declares, before the body has been read.
+
+    Raises
+    ------
+    PayloadError
+        If it is no header of this layout, or declares more than is permitted.
+    """
+    if len(header) != HEADER_BYTES:
+        raise PayloadError(f"payload: {len(header)} bytes are no header of {HEADER_BYTES}")
+    magic, version, _, zero, length = _FIELDS.unpack_from(header)
+    if magic != _MAGIC or zero != 0 or version != _VERSION:
+        raise PayloadError("payload: does not start like a sparsync message of this version")
+    if length > limit:
+        raise PayloadError(f"payload: declares a body of {length} bytes, permitted are {limit}")
+    return int(length)
+
+
 def unpack(payload: bytes | memoryview, codec: int, limit: int) -> memoryview:
     """Check a message and return its body, without a copy.
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from sparsync.reporting.figures.accuracy import ACROSS, OF_CLIENTS
 from sparsync.reporting.figures.agreement import MASKS
+from sparsync.reporting.figures.batches import COMPOSITION, DEVIATION
 from sparsync.reporting.figures.cadence import CADENCE
 from sparsync.reporting.figures.canvas import styled
 from sparsync.reporting.figures.density import DENSITY, LAYERS
 from sparsync.reporting.figures.partition import PARTITION
 from sparsync.reporting.figures.plot import Plot, svg
 from sparsync.reporting.figures.schedules import BY_ROUND, SCHEDULES
+from sparsync.reporting.figures.stragglers import STRAGGLERS
 from sparsync.reporting.figures.traffic import BYTES_BY_KIND
 from sparsync.reporting.figures.variance import VARIANCE
 from sparsync.reporting.history import Run
@@ -34,6 +36,9 @@ FIGURES: tuple[Plot, ...] = (
     *LAYERS,
     *MASKS,
     SCHEDULES,
+    COMPOSITION,
+    DEVIATION,
+    STRAGGLERS,
     PARTITION,
 )
 

@@ -88,8 +88,9 @@ def _evaluated(history: History, over: str, column: str = "accuracy", above: flo
 
 
 def _when(evaluations: Evaluations) -> Floats:
-    """Rounds where there are any: the seeds of a federation differ in their steps, since their cohorts do."""
-    return np.where(np.isfinite(evaluations.rounds), evaluations.rounds, evaluations.step)
+    """Rounds or epochs where there are any: seeds differ in their steps where cohorts or schedules do."""
+    counted = np.where(np.isfinite(evaluations.rounds), evaluations.rounds, evaluations.epochs)
+    return np.where(np.isfinite(counted), counted, evaluations.step)
 
 
 def _accuracy(run: Run, over: str, xlabel: str, scale: Literal["log", "linear", "auto"]) -> Figure | None:

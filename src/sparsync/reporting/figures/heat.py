@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def bar_below(
     figure: Figure, image: Any, axes: Sequence[Axes], label: str, writer: Callable[[float], str], below: bool = False
 ) -> None:
     """Put one colour bar below all panels, with a tip if there are values below it."""
-    from matplotlib.colors import LogNorm
+    from matplotlib.colors import LogNorm, PowerNorm
     from matplotlib.ticker import LogLocator
 
     look: Any = {"location": "bottom", "aspect": 40, "pad": 0.1 / figure.get_figheight()}
@@ -63,5 +64,17 @@ def bar_below(
     low, high = image.norm.vmin, image.norm.vmax
     if isinstance(image.norm, LogNorm):
         bar.ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 120 * low else (1.0,)))
+    if isinstance(image.norm, PowerNorm):
+        bar.set_ticks(_bent_ticks(image.norm))
     bar.ax.xaxis.set_major_formatter(lambda value, _: tick(writer, value))
     bar.set_label(label, fontsize=9.5)
+
+
+def _bent_ticks(norm: Any, apart: float = 0.12) -> list[float]:
+    """Return 0 and round numbers up to the highest, from the top down where there is room."""
+    decade = 10.0 ** math.floor(math.log10(norm.vmax))
+    ticks: list[float] = []
+    for value in [digit * decade / shrink for shrink in (1, 10, 100, 1000) for digit in (5, 2, 1)]:
+        if value <= norm.vmax and norm(value) > apart and (not ticks or norm(ticks[-1]) - norm(value) >= apart):
+            ticks.append(value)
+    return [0.0, *ticks[::-1]]

@@ -1,4 +1,4 @@
-"""What was sent, by kind: models, masks, activations, and what steers a method."""
+"""What was sent, by kind: models, masks, activations, labels, and what steers a method."""
 
 from __future__ import annotations
 

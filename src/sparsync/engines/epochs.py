@@ -1,0 +1,214 @@
+"""The loop of split strategies: an epoch's schedule, its steps, and now and then a look at the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from sparsync.engines.evaluation import Budget, Progress, evaluate
+from sparsync.engines.pace import Action
+from sparsync.randomness import SHARED, generator
+from sparsync.split import Row, Schedule, Site, SplitState, Unanswered, deviations
+from sparsync.system import Clock
+from sparsync.wire import Ledger
+from sparsync.workers import Arena, Group
+
+
+class EpochLoop:
+    """One split strategy's run.
+
+    Parameters
+    ----------
+    site, strategy
+        Where steps happen, and what they are.
+    arena : Arena
+        One row, whose layout names the whole model's tensors.
+    group : Group
+        The processes. All compute the same; they share evaluations.
+    budget : Budget
+        How long: its steps count epochs.
+    emit : callable
+        Gets every line of the history, a dict; same lines in all processes.
+    """
+
+    counts = "epochs"
+
+    def __init__(
+        self,
+        site: Site,
+        strategy: SplitState,
+        arena: Arena,
+        group: Group,
+        budget: Budget,
+        emit: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.site, self.strategy, self.arena, self.group = site, strategy, arena, group
+        self.budget, self.emit = budget, emit
+        self.progress = Progress()
+        self.schedule: Schedule | None = None  # of what is left of the epoch, from row `at`
+        self.at = self.redrawn = 0
+        self.losses = [0.0, 0]  # sum and number, of the batches since the last evaluation
+        self._mix = site.histograms.sum(0) / site.samples.sum()  # q
+
+    @property
+    def ledger(self) -> Ledger:
+        """What has been sent."""
+        return self.site.ledger
+
+    @property
+    def clock(self) -> Clock:
+        """What time it would be."""
+        return self.site.clock
+
+    @property
+    def syncs(self) -> int:
+        """Complete epochs."""
+        return self.site.epoch
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent, or the target reached and that is enough."""
+        return self.site.epoch >= self.budget.steps or self.progress.hit(self.budget)
+
+    def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
+        """Go through epochs to the end of the budget. Return whether it got there, or was asked to stop."""
+        with self.site.training():
+            while not self.done:
+                self._step()
+                action = pace(1)
+                if action is not Action.GO_ON and not self.done:
+                    save()
+                    if action is Action.STOP:
+                        return False
+        return True
+
+    def _step(self) -> None:
+        site = self.site
+        if self.schedule is None:
+            site.begin_epoch()
+            self.redrawn = 0
+            self._compose()
+        row, gone = self._row(), len(site.lost)
+        try:
+            loss = self.strategy.step(row)
+        except Unanswered:
+            self._note_lost(gone)
+        else:
+            site.clock.advance(site.times.total)
+            self.losses[0] += loss
+            self.losses[1] += 1
+            self.at += 1
+            self._note(row)
+            self._note_lost(gone)
+            site.step += 1
+            self.progress.step += 1
+        if not site.left.any():
+            self._end_epoch()
+        elif site.late.size or len(site.lost) > gone:  # the rest is not what it was when it was composed
+            self.redrawn += 1
+            self._compose()
+
+    def _compose(self) -> None:
+        site = self.site
+        rng = generator(site.seed, "schedule", SHARED, site.epoch, self.redrawn)
+        self.schedule, self.at = self.strategy.schedule(site.left, rng), 0
+
+    def _row(self) -> Row:
+        schedule = self.schedule
+        assert schedule is not None
+        own = slice(*schedule.indptr[self.at : self.at + 2])
+        return Row(schedule.indices[own].astype(np.int64), schedule.data[own])
+
+    def _note(self, asked: Row) -> None:
+        """One line of history about the step."""
+        site = self.site
+        line: dict[str, Any] = {
+            "kind": "step",
+            "step": site.step + 1,
+            "epoch": site.epoch + 1,
+            "size": int(site.batch_classes.sum()),
+            "deviation": float(deviations(site.batch_classes[None], self._mix)[0]),
+            "seconds": site.times.total,
+        }
+        if len(site.times.up):
+            in_time = asked.clients[~np.isin(asked.clients, site.late)]
+            line["slowest"] = int(in_time[site.times.up.argmax()])
+        if site.late.size:
+            line["late"] = site.late.tolist()
+        if site.epoch == 0:  # one epoch shows how batches are composed
+            line["clients"], line["sizes"] = asked.clients.tolist(), asked.sizes.tolist()
+        self.emit(line)
+
+    def _note_lost(self, before: int) -> None:
+        """One line for each client that was lost in the step."""
+        site = self.site
+        for client, reason in list(site.lost.items())[before:]:
+            line = {"kind": "lost", "step": site.step + 1, "epoch": site.epoch + 1, "client": client, "reason": reason}
+            self.emit(line)
+
+    def _end_epoch(self) -> None:
+        self.strategy.epoch_over()
+        self.schedule = None
+        self.site.epoch += 1
+        if self.site.epoch % self.budget.eval_every == 0 or self.site.epoch >= self.budget.steps:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        site, progress = self.site, self.progress
+        by_class, loss = evaluate(site.task, site.whole(), self.group)
+        per_class = by_class[:, 0] / np.maximum(by_class[:, 1], 1)
+        line = {
+            "kind": "evaluation",
+            "step": progress.step,
+            "accuracy": float(by_class[:, 0].sum() / by_class[:, 1].sum()),
+            "macro_accuracy": float(per_class[by_class[:, 1] > 0].mean()),
+            "loss": loss,
+            "train_loss": self.losses[0] / self.losses[1] if self.losses[1] else None,
+            "bytes": site.ledger.total,
+            "paper_bytes": site.ledger.paper_total,
+            "epochs": site.epoch,
+            "seconds": site.clock.now,
+            "bytes_by_kind": dict(site.ledger.moved),
+        }
+        self.losses = [0.0, 0]
+        progress.evaluated(line, self.budget)
+        self.emit(line)
+
+    def final(self) -> tuple[Tensor, Tensor]:
+        """Parameters (d,) and buffers (b,) of the whole model."""
+        named = {**self.site.bottoms.tensors(), **self.site.tops.tensors()}
+        arena = self.arena
+        rows = arena.params[0].clone(), arena.buffers[0].clone()
+        return arena.layout.flatten(named, rows[0]), arena.buffer_layout.flatten(named, rows[1])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run of the same experiment needs to go on with the same bits."""
+        rest = self.schedule
+        return {
+            "site": self.site.state_dict(),
+            "strategy": self.strategy.state_dict(),
+            "progress": asdict(self.progress),
+            "losses": list(self.losses),
+            "at": self.at,
+            "redrawn": self.redrawn,
+            "schedule": None
+            if rest is None
+            else [torch.from_numpy(part.astype(np.int64)) for part in (rest.data, rest.indices, rest.indptr)],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.site.load_state_dict(state["site"])
+        self.strategy.load_state_dict(state["strategy"])
+        self.progress = Progress(**state["progress"])
+        self.losses = list(state["losses"])
+        self.at, self.redrawn = state["at"], state["redrawn"]
+        if state["schedule"] is not None:
+            parts = tuple(part.numpy().copy() for part in state["schedule"])
+            self.schedule = csr_array(parts, shape=(len(parts[2]) - 1, self.site.clients))

@@ -1,0 +1,216 @@
+"""Connections between a server and its clients: whole messages over TCP, from peers that may be slow, dead or hostile.
+
+A frame is one byte, which says what the message is for, and a payload, whose header says how long it is. Every
+connection belongs to one client and has a thread that reads: both sides always take what the other one sends, so
+neither can wait for the other to read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import NamedTuple
+
+from sparsync.errors import PayloadError, SparsyncError
+from sparsync.wire import HEADER_BYTES, pack, unpack
+from sparsync.wire.parcel import RAW
+from sparsync.wire.payload import body_bytes
+
+TOKEN_BYTES = 16
+_SMALL = 1 << 16  # bytes that a client may send before the server knows what to expect
+_LARGE = 1 << 30  # that a server may, of which clients have the address from their own group
+_HELLO = struct.Struct(f"<{TOKEN_BYTES}sI")
+
+
+class Op(IntEnum):
+    """What a message is for."""
+
+    HELLO = 1  # client: who it is
+    OPEN = 2  # server: a run begins, or goes on
+    SIZES = 3  # client: what data it has
+    SCHEDULE = 4  # server: when it will be asked for how much
+    START = 5  # server: now
+    ACTIVATIONS = 6  # client
+    DELTA = 7  # server: their gradients
+    GRADIENT = 8  # client: its bottom's
+    SUM = 9  # server: of all bottoms' gradients; a step
+    CLOSE = 10  # server: nothing more
+
+
+class LinkLost(SparsyncError):
+    """The other side of a connection has gone."""
+
+
+class Frame(NamedTuple):
+    """What arrived: from whom, what for, and the payload; or why nothing more will."""
+
+    client: int
+    op: Op | None
+    payload: bytes
+    why: str = ""
+
+
+class Link:
+    """One client's connection, on either side.
+
+    Parameters
+    ----------
+    sock : socket
+        Connected.
+    client : int
+        Whose it is.
+    limit : int
+        Largest body that is accepted, in bytes; may be changed.
+    inbox : Queue
+        Where frames go.
+    patience : float
+        Seconds that the other side may leave unread what is sent to it.
+    """
+
+    def __init__(
+        self, sock: socket.socket, client: int, limit: int, inbox: queue.Queue[Frame], patience: float = 600.0
+    ) -> None:
+        sock.settimeout(None)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        seconds, rest = divmod(patience, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(rest * 1e6)))
+        self.client, self.inbox = client, inbox
+        self._sock, self.limit = sock, limit
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def send(self, op: Op, payload: bytes) -> None:
+        """Send a message.
+
+        Raises
+        ------
+        LinkLost
+            If the other side is gone, or does not read.
+        """
+        try:
+            self._sock.sendall(bytes((op,)) + payload)
+        except OSError as error:
+            raise LinkLost(error.strerror or str(error)) from None
+
+    def bye(self) -> None:
+        """Say that nothing more will come, and hang up."""
+        with contextlib.suppress(LinkLost):
+            self.send(Op.CLOSE, pack(RAW, b""))
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+    def _read(self) -> None:
+        why = "it hung up"
+        try:
+            while True:
+                op = Op(self._take(1)[0])
+                header = self._take(HEADER_BYTES)
+                body = self._take(body_bytes(header, self.limit))
+                self.inbox.put(Frame(self.client, op, header + body))
+        except ValueError:
+            why = "it sent a frame of no known kind"
+        except PayloadError as error:
+            why = str(error)
+        except OSError as error:
+            why = error.strerror or why
+        except EOFError:
+            pass
+        self.inbox.put(Frame(self.client, None, b"", why))
+
+    def _take(self, count: int) -> bytes:
+        buffer = bytearray(count)
+        view = memoryview(buffer)
+        while view:
+            got = self._sock.recv_into(view)
+            if not got:
+                raise EOFError
+            view = view[got:]
+        return bytes(buffer)
+
+
+class Door:
+    """Where the server lets its clients in: those that know the token, each once.
+
+    Attributes
+    ----------
+    port : int
+        That it listens at.
+    token : bytes
+        Drawn anew for every run; goes to the clients by another way.
+    """
+
+    def __init__(self) -> None:
+        self._sock = socket.create_server(("", 0))
+        self.port = int(self._sock.getsockname()[1])
+        self.token = secrets.token_bytes(TOKEN_BYTES)
+
+    def admit(self, clients: Iterable[int], patience: float) -> dict[int, Link]:
+        """Wait for all clients; strangers are sent away.
+
+        Raises
+        ------
+        SparsyncError
+            If some have not come in time.
+        """
+        missing, links = set(clients), {}
+        end = time.monotonic() + patience
+        with self._sock:
+            while missing:
+                self._sock.settimeout(max(0.01, end - time.monotonic()))
+                try:
+                    sock, _ = self._sock.accept()
+                except TimeoutError:
+                    raise SparsyncError(
+                        f"client {min(missing)} has not connected within {patience:g} s; start all processes"
+                    ) from None
+                client = self._greet(sock)
+                if client in missing:
+                    missing.remove(client)
+                    links[client] = Link(sock, client, _SMALL, queue.Queue(), patience)
+                else:
+                    sock.close()
+        return links
+
+    def _greet(self, sock: socket.socket) -> int | None:
+        """Who it is that has connected; None for a stranger."""
+        size = 1 + HEADER_BYTES + _HELLO.size
+        try:
+            sock.settimeout(10.0)
+            frame = b""
+            while len(frame) < size:
+                piece = sock.recv(size - len(frame))
+                if not piece:
+                    return None
+                frame += piece
+            token, client = _HELLO.unpack(unpack(frame[1:], RAW, _HELLO.size))
+        except (OSError, PayloadError):
+            return None
+        return int(client) if frame[0] == Op.HELLO and secrets.compare_digest(token, self.token) else None
+
+
+def knock(host: str, port: int, token: bytes, client: int, inbox: queue.Queue[Frame], patience: float) -> Link:
+    """Connect a client to its server.
+
+    Raises
+    ------
+    LinkLost
+        If the server cannot be reached.
+    """
+    try:
+        sock = socket.create_connection((host, port), timeout=patience)
+    except OSError as error:
+        raise LinkLost(f"client {client} cannot reach the server at {host}:{port} ({error})") from None
+    link = Link(sock, client, _LARGE, inbox, patience)
+    link.send(Op.HELLO, pack(RAW, _HELLO.pack(token, client)))
+    return link

@@ -1,0 +1,58 @@
+"""What all split strategies of an experiment have in common: where the model is cut, how long and how it is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from sparsync.spec import config
+from sparsync.system import DELAYS
+from sparsync.workers import OPTIMIZERS, SCHEDULES
+
+
+@config
+class Split:
+    """How a server and its clients share one model.
+
+    Attributes
+    ----------
+    cut : str, optional
+        Name of the first module that the server holds, such as ``layer2``. Default: clients hold the first layer with
+        weights and what follows it up to the next one.
+    bottom_norm : {"group"}, optional
+        Replace BatchNorm in the clients' half by GroupNorm. Default: a model that has it there is refused.
+    batch_size : int
+        Samples of a global batch, over all clients. Default: 128.
+    epochs : int
+        Passes over all clients' samples, at most. Default: 10.
+    optimizer : str
+        Spec of the server's optimiser, and of each client's. Default: ``sgd:lr=0.1``.
+    schedule : str
+        Spec of the learning rate's factor, by global step.
+    eval_every : int
+        Epochs between two evaluations.
+    delays : str
+        Spec of how long clients take to answer, on top of their computation and their links. Default: ``none``.
+    deadline : float, optional
+        Seconds after which the server goes on without a client that has been asked for samples. Default: it waits.
+    """
+
+    cut: str | None = None
+    bottom_norm: Literal["group"] | None = None
+    batch_size: int = Field(default=128, ge=1)
+    epochs: int = Field(default=10, ge=1)
+    optimizer: str = "sgd:lr=0.1"
+    schedule: str = "constant"
+    eval_every: int = Field(default=1, ge=1)
+    delays: str = "none"
+    deadline: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _checked(self) -> Split:
+        OPTIMIZERS.build(self.optimizer, [nn.Parameter(torch.zeros(1))])
+        SCHEDULES.build(self.schedule)
+        DELAYS[self.delays.partition(":")[0].strip()]
+        return self

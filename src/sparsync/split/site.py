@@ -1,0 +1,509 @@
+"""Where a step of split learning happens: the server with the top half, every client with a bottom and its own samples.
+
+In one process. What is sent is booked and timed message by message, and what a codec loses is lost; only what would
+arrive as it was sent is handed over without being encoded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsync.errors import DivergedError, PayloadError, SparsyncError
+from sparsync.randomness import SHARED, generator, torch_seed
+from sparsync.split.channel import Channel, Delivery, message_bytes
+from sparsync.split.cut import Cut
+from sparsync.split.half import Half
+from sparsync.split.schedule import Floats, Ints, Schedule, check
+from sparsync.split.settings import Split
+from sparsync.system import DELAYS, Clock, Profile
+from sparsync.task import Task, counts, forward_flops
+from sparsync.wire import HEADER_BYTES, Chain, Kind, Ledger
+from sparsync.workers import SCHEDULES
+
+Labels = Literal["server", "clients"]
+
+_START = HEADER_BYTES + 8  # a step's number
+_FORWARD = 1 / 3  # of a step's operations; the backward pass has one product by the weights and one by the inputs
+
+
+class Unanswered(SparsyncError):
+    """None of the clients of a row has answered; others are left."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Who contributes how many samples to one global batch.
+
+    Attributes
+    ----------
+    clients, sizes : array of int64, (n,)
+        Increasing; at least 1 each.
+    """
+
+    clients: Ints
+    sizes: Ints
+
+    @property
+    def total(self) -> int:
+        """B_t, samples in the batch."""
+        return int(self.sizes.sum())
+
+    def only(self, chosen: Any) -> Row:
+        """Return the row without those clients that an index or a mask does not choose."""
+        return Row(self.clients[chosen], self.sizes[chosen])
+
+
+@dataclass
+class Crossing:
+    """What is at the cut during one step.
+
+    Attributes
+    ----------
+    row : Row
+        Whose samples.
+    outputs : list of Tensor
+        Activations where they were computed, with their graph: one for all clients, or one each.
+    arrived : Tensor, (B_t, ...)
+        The same on the server, by increasing client.
+    labels : Tensor, (B_t,)
+        Of the samples.
+    at : slice
+        Where the row's clients are among those of the step.
+    """
+
+    row: Row
+    outputs: list[Tensor]
+    arrived: Tensor
+    labels: Tensor
+    at: slice = field(default_factory=lambda: slice(None))
+
+    def of(self, i: int) -> Crossing:
+        """Return what is the i-th client's; gradients reach the whole."""
+        start = int(self.row.sizes[:i].sum())
+        own = slice(start, start + int(self.row.sizes[i]))
+        return Crossing(self.row.only([i]), self.outputs, self.arrived[own], self.labels[own], slice(i, i + 1))
+
+
+@dataclass
+class Times:
+    """Seconds of one step, in the order in which they pass; those of clients one after another, (n,).
+
+    Attributes
+    ----------
+    up : array
+        Until a client's activations have arrived.
+    server : float
+        While the server computes.
+    back : array
+        Until a client's gradient has arrived.
+    down : float
+        Until all clients have stepped.
+    """
+
+    up: Floats
+    back: Floats
+    server: float = 0.0
+    down: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds of the step: each phase waits for the slowest who takes part."""
+        return float(self.up.max(initial=0.0) + self.server + self.back.max(initial=0.0) + self.down)
+
+
+class Site:
+    """One model in two halves, all clients with their samples, and what passes between them.
+
+    Parameters
+    ----------
+    task : Task
+        Data, model and loss.
+    module : nn.Module
+        The whole model, whose layers the halves share.
+    cut : Cut
+        The halves.
+    parts : sequence of int64 arrays, (K,)
+        Every client's samples.
+    settings : Split
+        What all split strategies have in common.
+    rows : (int, int)
+        How many different bottoms and tops there are: 1 of what is equal everywhere, or one per client.
+    seed : int
+        Seed of the run.
+    profile : Profile
+        Devices and links. Its `step_seconds` are those of `batch_size` samples through the whole model.
+    batch_size : int
+        See there.
+    device, dtype
+        Of the model.
+
+    Raises
+    ------
+    UsageError
+        If a client has no sample, or a batch is larger than all they have.
+
+    Attributes
+    ----------
+    samples, left : array of int64, (K,)
+        What each client holds, and has not yet been asked for in this epoch.
+    histograms : array of int64, (K, M)
+        What it holds of each class.
+    delays : Delays
+        How long each takes to answer.
+    measured : array of float64, (K,)
+        What the server has seen of it: a moving mean of weight 0.5; NaN of who has not been asked yet.
+    times : Times
+        Of the current step.
+    late : array of int64
+        Clients that were asked in it and left out.
+    lost : dict of int to str
+        Clients that have been given up, and why: only where they are processes of their own.
+    batch_classes : array of int64, (M,)
+        Samples of each class in it.
+    step, epoch : int
+        Of the run, from 0.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        module: nn.Module,
+        cut: Cut,
+        parts: Sequence[Ints],
+        settings: Split,
+        *,
+        rows: tuple[int, int] = (1, 1),
+        seed: int = 0,
+        profile: Profile | None = None,
+        batch_size: int = 32,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.task, self.module, self.cut, self.parts, self.settings, self.seed = (
+            task,
+            module,
+            cut,
+            parts,
+            settings,
+            seed,
+        )
+        self.device, self.dtype = torch.device(device), dtype
+        self.profile = profile or Profile()
+        self.samples = np.array([len(part) for part in parts], np.int64)
+        check(self.samples, settings.batch_size)
+        self.histograms = counts(parts, task.dataset.train.labels.numpy(), task.dataset.classes)
+        self.delays = DELAYS.build(settings.delays, len(parts), seed)
+        self.ledger = Ledger(len(parts))
+        self.clock = Clock(len(parts), self.profile)
+        flops = sum(forward_flops(module, task.dataset.shape).values())
+        bottom = sum(forward_flops(cut.bottom, task.dataset.shape).values())
+        whole = self.profile.step_seconds / batch_size  # seconds of a sample
+        self._bottom_seconds = whole * (bottom / flops if flops else 0.5)
+        self._top_seconds = whole - self._bottom_seconds
+        self._stochastic = task.stochastic(module)
+        self.bottoms = Half(cut.bottom, rows[0], settings.optimizer, self.device, dtype)
+        self.tops = Half(cut.top, rows[1], settings.optimizer, self.device, dtype)
+        self.factor = SCHEDULES.build(settings.schedule)
+        self.configure(None, None, "server")
+        self.everyone = np.arange(len(parts), dtype=np.int64)
+        self.step = self.epoch = 0
+        self.left = self.samples.copy()
+        self.measured = np.full(len(parts), np.nan)
+        self._orders: dict[int, Ints] = {}
+        self.times = Times(np.zeros(0), np.zeros(0))
+        self.deadline = settings.deadline
+        self.late = self.everyone[:0]
+        self.lost: dict[int, str] = {}
+        self.batch_classes = np.zeros_like(self.histograms[0])
+
+    @property
+    def clients(self) -> int:
+        """Number of clients, K."""
+        return len(self.samples)
+
+    def configure(self, uplink: Chain | None, downlink: Chain | None, labels: Labels) -> None:
+        """Say how activations and their gradients travel, and where labels are."""
+        classes = self.task.dataset.classes
+        self.up = Channel("activation", uplink, classes)
+        self.down = Channel("gradient", downlink, classes)
+        self._labels = labels
+
+    # One epoch
+
+    def begin_epoch(self) -> None:
+        """All samples are to be used again, in a new order on every client."""
+        self.left = self.samples.copy()
+        self._orders.clear()
+
+    def open(self, *, histograms: bool = False) -> None:
+        """A run begins: every client receives its bottom, and says how much data it has, perhaps of which classes."""
+        arena = self.bottoms.arena
+        model = (arena.params.shape[1] + arena.buffers.shape[1]) * arena.params.element_size()
+        classes = self.histograms.shape[1] if histograms else 0
+        self._book("model", self.everyone, down=message_bytes(model))
+        self._book("control", self.everyone, up=message_bytes(8 * (1 + classes)))
+        self.ledger.book_paper("model", 4 * self.clients * self.bottoms.numel)
+
+    def announce(self, schedule: Schedule, *, delays: bool = False) -> Schedule:
+        """Every client receives its column: all sizes, or pairs of step and size if that is shorter.
+
+        With `delays` it has said how long it takes before.
+        """
+        entries = np.bincount(schedule.indices, minlength=self.clients)[self.everyone]
+        self._book("control", self.everyone, down=message_bytes(4 * np.minimum(schedule.shape[0], 2 * entries)))
+        if delays:
+            self._book("control", self.everyone, up=message_bytes(8))
+        return schedule
+
+    def next_indices(self, client: int, size: int) -> Ints:
+        """Take a client's next samples of this epoch, (size,)."""
+        used = int(self.samples[client] - self.left[client])
+        self.left[client] -= size
+        return self._order(client)[used : used + size]
+
+    def _order(self, client: int) -> Ints:
+        if client not in self._orders:
+            rng = generator(self.seed, "split-batches", client, self.epoch)
+            self._orders[client] = rng.permutation(self.parts[client])
+        return self._orders[client]
+
+    def histograms_left(self) -> Ints:
+        """Of each class, the samples that each client has not been asked for, (K, M)."""
+        labels, classes = self.task.dataset.train.labels.numpy(), self.task.dataset.classes
+        table = self.histograms.copy()
+        for client in np.flatnonzero(self.left < self.samples):
+            used = self._order(int(client))[: self.samples[client] - self.left[client]]
+            table[client] -= np.bincount(labels[used], minlength=classes)
+        return table
+
+    # One step
+
+    def ask(self, row: Row) -> Row:
+        """Ask clients for samples, and return the row without those that will not have computed by the deadline.
+
+        They are noted as `late`. If nobody would, the quickest is waited for: in the end every sample is used.
+        """
+        self._book("control", row.clients, down=_START)
+        seconds = self.delays.draw(self.step)[row.clients] + self._bottom_seconds * _FORWARD * row.sizes
+        before = self.measured[row.clients]
+        self.measured[row.clients] = np.where(np.isnan(before), seconds, (before + seconds) / 2)
+        deadline = self.deadline or math.inf
+        in_time = seconds <= max(deadline, seconds.min())
+        chosen = row.only(in_time)
+        self.late = row.clients[~in_time]
+        waited = seconds[in_time] if in_time.all() else np.maximum(seconds[in_time], deadline)
+        self.times = Times(waited + self._travel(_START), np.zeros(len(chosen.clients)))
+        return chosen
+
+    def forward(self, row: Row) -> Crossing:
+        """Clients run their next samples through their bottoms, and send activations and labels."""
+        inputs, labels = self._take(row)
+        self.bottoms.grads.zero_()
+        if self.bottoms.rows == 1 and not self._stochastic:
+            outputs = [self.bottoms.bind(0)(inputs)]
+        else:
+            pieces = zip(row.clients.tolist(), inputs.split_with_sizes(row.sizes.tolist()), strict=True)
+            outputs = [self.bottom(client, client, piece) for client, piece in pieces]
+        whole = torch.cat([output.detach() for output in outputs])
+        arrived, took = self._carry(self.up, whole, row, labels if self._labels == "server" else None)
+        self.times.up += took
+        return Crossing(row, outputs, arrived.requires_grad_(), labels)
+
+    def _take(self, row: Row) -> tuple[Tensor, Tensor]:
+        """The clients' next samples, by increasing client."""
+        indices = [self.next_indices(int(k), int(n)) for k, n in zip(row.clients, row.sizes, strict=True)]
+        inputs, labels = self.task.dataset.train.batch(np.concatenate(indices), self.dtype, self.device)
+        self.batch_classes = np.bincount(labels.cpu().numpy(), minlength=self.task.dataset.classes)
+        return inputs, labels
+
+    def bottom(self, client: int, row: int, inputs: Tensor) -> Tensor:
+        """Run a client's samples through the bottom in a row."""
+        self._seed(client)
+        output: Tensor = self.bottoms.bind(row)(inputs)
+        return output
+
+    def top(self, crossing: Crossing, client: int = 0) -> float:
+        """The server runs what has arrived through its top (or that of a client): loss, and gradients down to the cut.
+
+        Raises
+        ------
+        DivergedError
+            If the loss is not finite.
+        """
+        row = crossing.row
+        self._seed(SHARED, client)
+        outputs: Tensor = self.tops.bind(client)(crossing.arrived)
+        self.tops.grads[self.tops.of(client)].zero_()
+        value = self._backward(self.task.loss(outputs, crossing.labels))
+        self.times.server += self._top_seconds * row.total
+        if self._labels == "clients":  # outputs go down, and their gradients up: the loss is the clients' to compute
+            each = message_bytes(outputs[0].numel() * outputs.element_size() * row.sizes)
+            self._book("activation", row.clients, down=each)
+            self._book("gradient", row.clients, up=each)
+            self.times.up[crossing.at] += 2 * self._travel(each)
+            self.ledger.book_paper("activation", 4 * outputs.numel())
+            self.ledger.book_paper("gradient", 4 * outputs.numel())
+        return value
+
+    def _backward(self, loss: Tensor) -> float:
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DivergedError(f"step {self.step + 1}: the loss is {value}; lower the learning rate")
+        loss.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    def backward(self, crossing: Crossing) -> None:
+        """The activations' gradients go down, and through the bottoms into the gradients of their rows."""
+        row, delta = crossing.row, crossing.arrived.grad
+        assert delta is not None  # the top's backward pass has been here
+        arrived, took = self._carry(self.down, delta, row, None)
+        self.times.back += took + self.backward_seconds(row)
+        pieces = arrived.split_with_sizes([len(output) for output in crossing.outputs])
+        torch.autograd.backward(crossing.outputs, list(pieces))
+
+    def backward_seconds(self, row: Row) -> Floats:
+        """Seconds that each client's backward pass takes, (n,)."""
+        return np.asarray(self._bottom_seconds * (1 - _FORWARD) * row.sizes, np.float64)
+
+    def share_gradient(self, row: Row) -> None:
+        """The bottoms' gradients go up, and their plain sum, by increasing client, down to all clients."""
+        grads, rows = self.bottoms.grads, torch.from_numpy(row.clients)
+        if self.bottoms.rows > 1:
+            grads[:] = grads[rows].sum(0)
+        size = message_bytes(self.bottoms.numel * grads.element_size())
+        self._book("gradient", row.clients, up=size)
+        self._book("gradient", self.everyone, down=size)
+        self.times.back += self._travel(size)
+        self.times.down += float(self._travel(size))
+        self.ledger.book_paper("gradient", 4 * (len(row.clients) + len(self.everyone)) * self.bottoms.numel)
+
+    def update(self, bottoms: Iterable[int] | None = None, tops: Iterable[int] | None = None) -> None:
+        """Everyone takes an optimiser step, or only some bottoms and tops."""
+        factor = self.factor(self.step)
+        self.bottoms.step(factor, bottoms)
+        self.tops.step(factor, tops)
+
+    def average_bottoms(self) -> None:
+        """Clients send their bottoms, and receive the mean weighted by their samples."""
+        arena = self.bottoms.arena
+        size = message_bytes((arena.params.shape[1] + arena.buffers.shape[1]) * arena.params.element_size())
+        self._book("model", self.everyone, up=size, down=size)
+        self.ledger.book_paper("model", 2 * 4 * self.clients * self.bottoms.numel)
+        self.clock.advance(2 * float(self._travel(size)))
+        self.bottoms.average(torch.from_numpy(self.samples))
+
+    def average_tops(self) -> None:
+        """The server averages the tops that it holds."""
+        self.tops.average(torch.from_numpy(self.samples))
+
+    def train(self, row: Row) -> float:
+        """Take a step on the samples of a row in one place: nothing is cut, and nothing sent.
+
+        Raises
+        ------
+        DivergedError
+            If the loss is not finite.
+        """
+        inputs, labels = self._take(row)
+        self.bottoms.grads.zero_()
+        self.tops.grads.zero_()
+        self._seed(SHARED)
+        value = self._backward(self.task.loss(self.whole()(inputs), labels))
+        self.update()
+        self.late = row.clients[:0]
+        self.times = Times(np.zeros(0), np.zeros(0), server=(self._bottom_seconds + self._top_seconds) * row.total)
+        return value
+
+    # Bytes and seconds
+
+    def _carry(self, channel: Channel, x: Tensor, row: Row, labels: Tensor | None) -> tuple[Tensor, Floats]:
+        """Send every client's share of `x` up or down; return what arrives, and the seconds of each, (n,)."""
+
+        def rng(i: int) -> np.random.Generator:
+            return generator(self.seed, f"split-{channel.kind}", int(row.clients[i]), self.step)
+
+        try:
+            delivery = channel.carry(x, row.sizes, labels, rng)
+        except PayloadError:  # the message is our own: what it carries is at fault
+            raise DivergedError(
+                f"step {self.step + 1}: {channel.kind}s at the cut are not finite as {channel.chain} carries them; "
+                "lower the learning rate"
+            ) from None
+        return delivery.arrived, self._bill(channel, delivery, row)
+
+    def _bill(self, channel: Channel, delivery: Delivery, row: Row) -> Floats:
+        """Book what clients' messages cost, and return the seconds of each, (n,)."""
+        for kind, nbytes in delivery.wire.items():
+            self._book(kind, row.clients, **{"up" if channel is self.up else "down": nbytes})
+        for kind, values in delivery.values.items():
+            self.ledger.book_paper(kind, values)
+        return self._travel(sum(delivery.wire.values(), np.zeros(len(row.clients), np.int64)))
+
+    def _book(self, kind: Kind, clients: Ints, **nbytes: int | Ints) -> None:
+        self.ledger.book_messages(kind, clients, **nbytes)
+
+    def _travel(self, nbytes: int | Ints) -> Floats:
+        """Seconds until a message has arrived."""
+        return self.profile.latency + np.asarray(nbytes, np.float64) / self.profile.bandwidth
+
+    # Around the steps
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Training mode; whatever dropout draws meanwhile, the global generator is put back."""
+        self.module.train()
+        before = self._generator.get_state() if self._stochastic else None
+        try:
+            yield
+        finally:
+            if before is not None:
+                self._generator.set_state(before)
+
+    def _seed(self, client: int, *served: int) -> None:
+        """Dropout draws from a stream of the client (or the server and whom it serves) and the step."""
+        if self._stochastic:
+            self._generator.manual_seed(torch_seed(self.seed, "forward", client, self.step, *served))
+
+    @property
+    def _generator(self) -> torch.Generator:
+        """Where dropout draws from."""
+        if self.device.type == "cuda":
+            return torch.cuda.default_generators[self.device.index or 0]
+        return torch.default_generator
+
+    def whole(self) -> nn.Module:
+        """Return the whole model, with the first bottom and the first top."""
+        self.bottoms.bind(0)
+        self.tops.bind(0)
+        return self.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes during a run, for a checkpoint."""
+        return {
+            "bottoms": self.bottoms.state_dict(),
+            "tops": self.tops.state_dict(),
+            "ledger": self.ledger.state_dict(),
+            "clock": self.clock.state_dict(),
+            "left": torch.from_numpy(self.left.copy()),
+            "measured": torch.from_numpy(self.measured.copy()),
+            "step": self.step,
+            "epoch": self.epoch,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.bottoms.load_state_dict(state["bottoms"])
+        self.tops.load_state_dict(state["tops"])
+        self.ledger.load_state_dict(state["ledger"])
+        self.clock.load_state_dict(state["clock"])
+        self.left, self.measured = state["left"].numpy().copy(), state["measured"].numpy().copy()
+        self.step, self.epoch = state["step"], state["epoch"]
+        self._orders.clear()

@@ -1,0 +1,81 @@
+"""SplitFed: split learning in parallel, with averaged halves (Thapa et al., arXiv:2004.12088, versions 1 and 2).
+
+Every client trains its own bottom on local batches, against a top of its own on the server (version 1) or one top that
+serves the clients of a step in random order (version 2). After every epoch the bottoms are averaged, and in version 1
+the tops as well.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import Field
+
+from sparsync.randomness import SHARED, generator
+from sparsync.spec import config
+from sparsync.split.fixed import fls
+from sparsync.split.schedule import Ints, Schedule, widen
+from sparsync.split.site import Row, Site
+from sparsync.split.travel import Stateless, Travel
+from sparsync.strategies import STRATEGIES
+
+
+@STRATEGIES.register("splitfed")
+@config
+class SplitFed(Travel):
+    """Every client trains a bottom of its own; halves are averaged after each epoch (Thapa et al.).
+
+    Attributes
+    ----------
+    version : {1, 2}
+        1: the server holds a top for every client, and averages them too. 2: one top, which takes the clients of a step
+        one after another, in random order. Default: 1.
+    uplink, downlink, labels
+        As in `Travel`: how what crosses the cut travels.
+    """
+
+    version: int = Field(default=1, ge=1, le=2)
+
+    def rows(self, clients: int) -> tuple[int, int]:
+        """A bottom per client, and in version 1 a top."""
+        return clients, clients if self.version == 1 else 1
+
+    def split(self, site: Site) -> SplitFedState:
+        """Begin a run."""
+        self.set_up(site)
+        return SplitFedState(self, site)
+
+
+class SplitFedState(Stateless):
+    """SplitFed in a run: all that changes is the site's."""
+
+    def __init__(self, config: SplitFed, site: Site) -> None:
+        self.config = config
+        self.site = site
+
+    def schedule(self, left: Ints, rng: np.random.Generator) -> Schedule:
+        """Local batches of one size, until each client runs dry."""
+        active = np.flatnonzero(left)
+        batch_size = min(self.site.settings.batch_size, int(left.sum()))
+        return self.site.announce(widen(fls(left[active], batch_size, rng), active, len(left)))
+
+    def step(self, row: Row) -> float:
+        """Every client of the row takes a step on its own batch; return the mean loss of the samples."""
+        site, loss = self.site, 0.0
+        row = site.ask(row)
+        crossing = site.forward(row)  # activations and labels up
+        order = np.arange(len(row.clients))
+        if self.config.version == 2:
+            order = generator(site.seed, "splitfed", SHARED, site.step).permutation(order)
+        for i in order.tolist():
+            loss += site.top(crossing.of(i), int(row.clients[i])) * int(row.sizes[i]) / row.total
+            if self.config.version == 2:
+                site.update(bottoms=[])  # the one top learns from each client before it meets the next
+        site.backward(crossing)  # the activations' gradients down
+        site.update(bottoms=row.clients, tops=row.clients if self.config.version == 1 else [])
+        return loss
+
+    def epoch_over(self) -> None:
+        """Average the bottoms; the tops too, where every client has one."""
+        self.site.average_bottoms()
+        if self.config.version == 1:
+            self.site.average_tops()

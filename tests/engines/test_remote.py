@@ -1,0 +1,154 @@
+"""Split learning between processes: one server, each client a process of its own, on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+EXPERIMENT = """
+workers = 3
+partition = "extended-dirichlet:classes=4"
+strategies = ["psl"]
+save_seconds = 0.2
+[split]
+batch_size = 64
+epochs = {epochs}
+optimizer = "sgd:lr=0.1,momentum=0.5"
+"""
+
+
+def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Complete lines of a kind that the history holds by now."""
+    path = folder / "history.jsonl"
+    text = path.read_text() if path.exists() else ""
+    found = [json.loads(line) for line in text.split("\n")[:-1]]
+    return [line for line in found if line["kind"] == kind]
+
+
+@contextmanager
+def started(*arguments: str, size: int = 4) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes as an operator starts them on several machines: no launcher that ends all with the first."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with ExitStack() as stack:
+        processes = []
+        for rank in range(size):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sparsync", *arguments],
+                env={**shared, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            processes.append(stack.enter_context(process))
+            stack.callback(process.kill)
+        yield processes
+
+
+def until(condition: Callable[[], bool], processes: list[subprocess.Popen[str]], seconds: float = 120) -> None:
+    """Wait for something to come true while all processes live."""
+    end = time.monotonic() + seconds
+    while not condition():
+        ended = [process.communicate()[0] for process in processes if process.poll() is not None]
+        assert not ended, ended
+        assert time.monotonic() < end, "it has not come true in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Any:
+    def write(epochs: int = 9, more: str = "") -> str:
+        path = tmp_path / "split.toml"
+        path.write_text(EXPERIMENT.format(epochs=epochs) + more)
+        return str(path)
+
+    return write
+
+
+def test_a_server_and_three_clients_train_as_one_process_does(tmp_path, written, torchrun, sparsync):
+    """Over 207 steps, losses to 1e-5; bytes and virtual time exactly."""
+    file = written()
+    there, here = tmp_path / "there", tmp_path / "here"
+    done = torchrun(4, "-m", "sparsync", "compare", file, "--out", there, "--no-report")
+    assert done.returncode == 0, done.stderr
+    done = sparsync("compare", file, "--out", here, "--no-report")
+    assert done.returncode == 0, done.stderr
+    pairs = list(zip(lines(there, "evaluation"), lines(here, "evaluation"), strict=True))
+    assert pairs[-1][0]["step"] == 207
+    for one, other in pairs:
+        for key in ("loss", "train_loss"):
+            assert one[key] == pytest.approx(other[key], abs=1e-5)
+        for key in ("bytes", "paper_bytes", "bytes_by_kind", "seconds"):
+            assert one[key] == other[key]
+    steps = zip(lines(there, "step"), lines(here, "step"), strict=True)
+    assert all(one == other for one, other in steps)
+
+
+def test_a_killed_client_is_left_out_and_named(tmp_path, written):
+    """The epoch ends with the others' samples, and training goes on to its end."""
+    folder = tmp_path / "run"
+    with started("compare", written(epochs=60), "--out", str(folder), "--no-report") as processes:
+        until(lambda: len(lines(folder, "step")) >= 30, processes)
+        processes[2].send_signal(signal.SIGKILL)
+        said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, -signal.SIGKILL, 0], said
+    (lost,) = lines(folder, "lost")
+    assert lost["client"] == 1
+    assert lost["reason"]
+    held = np.array(json.loads((folder / "partition.json").read_text())["counts"]).sum(1)
+    used = np.bincount([one["epoch"] for one in lines(folder, "step")], [one["size"] for one in lines(folder, "step")])
+    assert (used[1 : lost["epoch"]] == held.sum()).all()
+    assert held[[0, 2]].sum() <= used[lost["epoch"]] <= held.sum()
+    assert (used[lost["epoch"] + 1 :] == held[[0, 2]].sum()).all()
+    (result,) = json.loads((folder / "summary.json").read_text())["results"]
+    assert result["epochs"] == 60
+    assert result["error"] is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads TCP_INFO, which only Linux has")
+def test_ledger_agrees_with_the_sockets_to_3_percent(tmp_path, written, torchrun):
+    """Both directions, as the server's kernel counted them on its connections."""
+    folder = tmp_path / "run"
+    script = Path(__file__).with_name("split_bytes.py")
+    done = torchrun(4, script, tmp_path / "kernel.json", "compare", written(epochs=3), "--out", folder, "--no-report")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((folder / "summary.json").read_text())["results"]
+    assert sum(json.loads((tmp_path / "kernel.json").read_text())) == pytest.approx(result["bytes"]["total"], rel=0.03)
+
+
+def test_a_run_between_processes_resumes_with_the_same_bits(tmp_path, written, torchrun, results):
+    """All processes killed in mid-epoch, started again, and the end is that of an undisturbed run."""
+    file, folder, whole = written(epochs=40), tmp_path / "run", tmp_path / "whole"
+    with started("compare", file, "--out", str(folder), "--no-report") as processes:
+        until(lambda: (folder / "checkpoint").exists() and len(lines(folder, "step")) > 30, processes)
+        for process in processes:
+            process.kill()
+    done = torchrun(4, "-m", "sparsync", "resume", folder, "--no-report")
+    assert done.returncode == 0, done.stderr
+    done = torchrun(4, "-m", "sparsync", "compare", file, "--out", whole, "--no-report")
+    assert done.returncode == 0, done.stderr
+    assert [(one["loss"], one["step"]) for one in lines(folder, "evaluation")] == [
+        (one["loss"], one["step"]) for one in lines(whole, "evaluation")
+    ]
+
+
+def test_strategies_with_and_without_a_server_are_compared_apart(tmp_path, torchrun):
+    done = torchrun(2, "-m", "sparsync", "compare", "--strategy", "psl", "--strategy", "synchronous", "--out", tmp_path)
+    assert done.returncode != 0
+    assert (
+        "under torchrun 'psl' has a process for its server, 'synchronous' has none; compare them apart" in done.stderr
+    )
+    assert 'Traceback (most recent call last):\n  File "/work' not in done.stderr

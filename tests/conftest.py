@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start: threads of several processes only get in their way
 import torch
 
 from sparsync.task import Dataset, from_arrays

@@ -267,13 +267,13 @@ def test_what_is_measured_has_the_forward_pass_in_it(make_split):
 @pytest.mark.parametrize("delays", ["known", "measured"])
 def test_lds_begins_without_delays_if_they_have_to_be_measured(make_split, monkeypatch, delays):
     given: list[list[float] | None] = []
-    lds = psl.lds
+    lds = psl.lds_epoch
 
     def spy(*arguments, delays, **options):
         given.append(None if delays is None else delays.tolist())
         return lds(*arguments, delays=delays, **options)
 
-    monkeypatch.setattr(psl, "lds", spy)
+    monkeypatch.setattr(psl, "lds_epoch", spy)
     made = make_split(f"psl:sampler=lds,delays={delays}", **{**PAIR, "epochs": 3})
     made.site.delays = listed([1, 4])
     made.run()
@@ -282,13 +282,13 @@ def test_lds_begins_without_delays_if_they_have_to_be_measured(make_split, monke
 
 def test_whom_nobody_has_asked_yet_counts_as_average(make_split, monkeypatch):
     given: list[list[float]] = []
-    lds = psl.lds
+    lds = psl.lds_epoch
 
     def spy(*arguments, delays, **options):
         given.append(delays.tolist())
         return lds(*arguments, delays=delays, **options)
 
-    monkeypatch.setattr(psl, "lds", spy)
+    monkeypatch.setattr(psl, "lds_epoch", spy)
     made = make_split("psl:sampler=lds,delays=measured", **{**PAIR, "sizes": (9, 9, 9, 9)})
     made.site.delays = listed([1, 4, 7, 7])
     made.step(1, 1, 0, 0)
@@ -327,3 +327,15 @@ def test_rows_that_are_asked_for_by_hand():
     assert row.total == 8
     assert row.only(np.array([True, False, True])).clients.tolist() == [0, 4]
     assert row.only([1]).sizes.tolist() == [1]
+
+
+def test_what_lds_decides_is_in_the_history(make_split):
+    run = make_split("psl:sampler=lds,strength=1", delays="stragglers:count=1", epochs=2)
+    run.run()
+    noted = [line for line in run.lines if line["kind"] == "schedule"]
+    assert [line["epoch"] for line in noted] == [1, 2]
+    for line in noted:
+        assert sum(line["pi"]) == pytest.approx(1)
+        assert len(line["pi"]) == 5
+        assert line["alpha_0"] > 0
+    assert not [line for line in make_split("psl").lines if line["kind"] == "schedule"]

@@ -50,7 +50,7 @@ def test_too_few_or_many_sections(count: int) -> None:
         (b"\0abc", "4 bytes are no table of 0 sections"),
         (b"\1\0\0\0", "4 bytes are no table of 1 sections"),
         (b"\xff" + bytes(8), "9 bytes are no table of 255 sections"),
-        (b"\1\6\0\0\0\0\0\0\0", "a section of kind 6, known are 0 to 5"),
+        (b"\1\7\0\0\0\0\0\0\0", "a section of kind 7, known are 0 to 6"),
         (b"\1\0\0\2\0\0\0\0\0a", "a section of 2 bytes, 1 are left"),
         (b"\1\0\0\xff\xff\xff\xff\xff\xffa", "a section of 281474976710655 bytes, 1 are left"),
         (b"\1\0\0\0\0\0\0\0\0a", "1 bytes follow its last section"),

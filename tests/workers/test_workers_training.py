@@ -79,7 +79,8 @@ def test_steps_per_worker(make_training: MakeTraining) -> None:
     for number, count in enumerate(steps):
         other = make_training()
         other.training.train(count)
-        assert torch.equal(made.fleet.params[number], other.fleet.params[number])
+        # to the last bit or two: a batch that lies elsewhere in memory may take another path through a matrix product
+        torch.testing.assert_close(made.fleet.params[number], other.fleet.params[number], rtol=1e-6, atol=1e-7)
     assert [worker.steps for worker in made.training.workers] == steps
     assert made.fleet.clock.times.tolist() == [0, 4, 10]
     assert made.training.losses()[1] == sum(steps)

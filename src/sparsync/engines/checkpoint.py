@@ -104,6 +104,14 @@ class Checkpoint:
         """Remove it: the run is complete."""
         self.group.barrier()
         if self.group.rank == 0:
-            for folder in (self.folder, self._old, self._new):
-                shutil.rmtree(folder, ignore_errors=True)
+            for folder in (self._old, self._new, self.folder):
+                self._discard(folder)
         self.group.barrier()
+
+    def _discard(self, folder: Path) -> None:
+        """Remove a folder that nobody may find half removed."""
+        gone = folder.with_name(self.folder.name + ".gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        if folder.exists():
+            folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)

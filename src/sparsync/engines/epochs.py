@@ -118,6 +118,9 @@ class EpochLoop:
         site = self.site
         rng = generator(site.seed, "schedule", SHARED, site.epoch, self.redrawn)
         self.schedule, self.at = self.strategy.schedule(site.left, rng), 0
+        if site.notes:
+            self.emit({"kind": "schedule", "step": site.step, "epoch": site.epoch + 1, **site.notes})
+            site.notes = {}
 
     def _row(self) -> Row:
         schedule = self.schedule
@@ -212,3 +215,4 @@ class EpochLoop:
         if state["schedule"] is not None:
             parts = tuple(part.numpy().copy() for part in state["schedule"])
             self.schedule = csr_array(parts, shape=(len(parts[2]) - 1, self.site.clients))
+            self.site.resume(self.schedule[self.at :])

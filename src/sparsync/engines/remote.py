@@ -140,6 +140,14 @@ class RemoteSite(Site):
     def announce(self, schedule: Schedule, *, delays: bool = False) -> Schedule:
         """Send every client its column."""
         super().announce(schedule, delays=delays)
+        self._plan(schedule)
+        return schedule
+
+    def resume(self, schedule: Schedule) -> None:
+        """Send every client its column of what is left of an epoch, which it has forgotten."""
+        self._plan(schedule)
+
+    def _plan(self, schedule: Schedule) -> None:
         columns = schedule.tocsc()
         for client in list(self.links):
             own = slice(*columns.indptr[client : client + 2])
@@ -152,7 +160,6 @@ class RemoteSite(Site):
             section = Section("control", column.tobytes(), how + _AGAIN * self._again)
             self._tell(client, Op.SCHEDULE, pack_parcel([section]))
         self._again = True
-        return schedule
 
     def histograms_left(self) -> Ints:
         """Of each class, what each client holds less the labels that have arrived."""
@@ -274,7 +281,7 @@ class RemoteSite(Site):
         """Continue from a checkpoint, and bring the clients there."""
         super().load_state_dict(state)
         self.left[list(self.lost)] = 0
-        self._again = bool((self.left < self.samples).any())
+        self._again = True  # what is left of an epoch follows, or the next one begins
         self._open()
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from sparsync.spec import config
 from sparsync.split.fixed import fls, fpls
-from sparsync.split.lds import lds
+from sparsync.split.lds import lds_epoch
 from sparsync.split.schedule import Floats, Ints, Schedule, widen
 from sparsync.split.site import Row, Site
 from sparsync.split.travel import Stateless, Travel
@@ -76,26 +76,33 @@ class PSLState(Stateless):
 
     def schedule(self, left: Ints, rng: np.random.Generator) -> Schedule:
         """Let the sampler compose the batches, of those clients that have samples left."""
-        config, site = self.config, self.site
+        site, sampler = self.site, self.config.sampler
         active, total = np.flatnonzero(left), int(left.sum())
         counts, batch_size = left[active], min(site.settings.batch_size, total)
-        if config.sampler != "lds" or total == 1:  # a last sample that was late leaves nothing to choose
-            drawn = SAMPLERS.get(config.sampler, ugs)(counts, batch_size, rng)
+        if sampler == "lds" and total > 1:  # a last sample that was late leaves nothing to choose
+            drawn = self._lds(active, counts, batch_size, rng)
         else:
-            delays, observed = self._delays(), config.sample_size
-            if observed is not None and total < site.samples.sum():  # what is left of an epoch may be fewer
-                observed = min(observed, total - 1)
-            drawn = lds(
-                counts,
-                batch_size,
-                rng,
-                histograms=site.histograms_left()[active],
-                delays=None if delays is None else delays[active],
-                concentration=config.concentration,
-                sample_size=observed,
-                strength=config.strength,
-            )
-        return site.announce(widen(drawn, active, len(left)), delays=config.sampler == "lds")
+            drawn = SAMPLERS.get(sampler, ugs)(counts, batch_size, rng)
+        return site.announce(widen(drawn, active, len(left)), delays=sampler == "lds")
+
+    def _lds(self, active: Ints, counts: Ints, batch_size: int, rng: np.random.Generator) -> Schedule:
+        config, site, total = self.config, self.site, int(counts.sum())
+        delays, observed = self._delays(), config.sample_size
+        if observed is not None and total < site.samples.sum():  # what is left of an epoch may be fewer
+            observed = min(observed, total - 1)
+        epoch = lds_epoch(
+            counts,
+            batch_size,
+            rng,
+            histograms=site.histograms_left()[active],
+            delays=None if delays is None else delays[active],
+            concentration=config.concentration,
+            sample_size=observed,
+            strength=config.strength,
+        )
+        shares = dict(zip(active.tolist(), epoch.pi.tolist(), strict=True))
+        site.notes = {"alpha_0": epoch.alpha_0, "pi": [shares.get(client, 0.0) for client in range(site.clients)]}
+        return epoch.schedule
 
     def _delays(self) -> Floats | None:
         """Seconds per participation, (K,); None: not known yet, so nobody is a straggler."""

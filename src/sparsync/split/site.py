@@ -168,6 +168,8 @@ class Site:
         Clients that have been given up, and why: only where they are processes of their own.
     batch_classes : array of int64, (M,)
         Samples of each class in it.
+    notes : dict
+        What the strategy would like the history to have of the schedule that it has just composed.
     step, epoch : int
         Of the run, from 0.
     """
@@ -222,6 +224,7 @@ class Site:
         self.deadline = settings.deadline
         self.late = self.everyone[:0]
         self.lost: dict[int, str] = {}
+        self.notes: dict[str, Any] = {}
         self.batch_classes = np.zeros_like(self.histograms[0])
 
     @property
@@ -262,6 +265,9 @@ class Site:
         if delays:
             self._book("control", self.everyone, up=message_bytes(8))
         return schedule
+
+    def resume(self, schedule: Schedule) -> None:
+        """Go on in an epoch, of whose schedule so much is left: here nobody has to be told."""
 
     def next_indices(self, client: int, size: int) -> Ints:
         """Take a client's next samples of this epoch, (size,)."""

@@ -1,4 +1,4 @@
-"""What becomes of clients that fail, of strangers and of what they send: server and clients in threads of one process."""
+"""What becomes of clients that fail, of strangers, of what they send: server and clients in threads of one process."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from sparsync.workers import Group
 from sparsync.workers.group import share
 
 _START = struct.Struct("<Q")  # a step
-_OPENING = struct.Struct("<4Q?")  # which run, its step and epoch, the client's samples used in it; histograms?
+_OPENING = struct.Struct("<4Q?")  # which run, its step, epochs begun, the client's samples used; histograms?
 _DENSE, _PAIRS = 0, 1  # how a client's column of the schedule is written
 _AGAIN = 2  # added: it is for the rest of an epoch that has begun
 _SUM = Channel("gradient", None, 1)
@@ -113,7 +113,7 @@ class RemoteSite(Site):
         sections = [Section("model", _EXACT[tensor.dtype].encode_body(tensor)) for tensor in tensors]
         for client in list(self.links):
             used = int((self.samples - self.left)[client])
-            opening = _OPENING.pack(self.run, self.step, self.epoch, used, self._histograms)
+            opening = _OPENING.pack(self.run, self.step, self.epoch + self._again, used, self._histograms)
             control = Section("control", opening + ",".join(momentum).encode())
             self._tell(client, Op.OPEN, pack_parcel([*sections, control]))
         for client in list(self.links):
@@ -281,7 +281,7 @@ class RemoteSite(Site):
         """Continue from a checkpoint, and bring the clients there."""
         super().load_state_dict(state)
         self.left[list(self.lost)] = 0
-        self._again = True  # what is left of an epoch follows, or the next one begins
+        self._again = bool(self.left.any())  # what is left of an epoch follows; else the next one begins
         self._open()
 
 
@@ -335,7 +335,7 @@ class RemoteClients:
 
     def _open(self, client: int, payload: bytes) -> None:
         *model, control = unpack_parcel(payload, len(payload))
-        run, step, epoch, used, histograms = _OPENING.unpack(control.body[: _OPENING.size])
+        run, step, begun, used, histograms = _OPENING.unpack(control.body[: _OPENING.size])
         if run != self.run or self.site is None:
             self.run, self.site, self.clients = run, self.begin(run), {}
             self.site.module.train()
@@ -350,7 +350,7 @@ class RemoteClients:
             name: one.squeeze() if one.numel() == 1 else one for name, one in zip(names, vectors[2:], strict=True)
         }
         site.bottoms.restore(row, vectors[0], vectors[1], momentum)
-        self.clients[client] = _RemoteClient(site, client, row, step, epoch, used)
+        self.clients[client] = _RemoteClient(site, client, row, step, begun - 1, used)
         own = [site.samples[client], *(site.histograms[client] if histograms else ())]
         self.links[client].send(Op.SIZES, pack_parcel([Section("control", np.array(own, np.int64).tobytes())]))
 
@@ -360,7 +360,7 @@ class _RemoteClient:
 
     def __init__(self, site: Site, number: int, row: int, step: int, epoch: int, used: int) -> None:
         self.site, self.number, self.row = site, number, row
-        self.step, self.epoch, self.used = step, epoch - (used == 0), used
+        self.step, self.epoch, self.used = step, epoch, used
         self.order: Ints | None = None  # of its samples, in this epoch
         self.asked: dict[int, int] = {}  # by step: samples
         self.output: Tensor | None = None

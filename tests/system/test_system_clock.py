@@ -170,6 +170,14 @@ def test_the_steps_that_fit_are_those_that_begin_before_a_moment_and_end_before_
     assert clock.fit(np.array([8.0, 1.0, -math.inf, 3.0])).tolist() == [0, 1, 0, 2]
 
 
+@pytest.mark.parametrize(("at", "steps"), [(0.3, 3), (0.7, 7), (1.2, 12), (0.65, 6)])
+def test_steps_that_a_rounding_error_keeps_from_their_end_fit(at: float, steps: int) -> None:
+    clock = clock_of(1, step_seconds=0.1, outages=[{"worker": 0, "at": at}])
+    assert clock.fit(9.0).tolist() == [steps]
+    clock.compute(steps)
+    assert clock.times.tolist() == [pytest.approx(steps / 10)]
+
+
 # Outages
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from sparsync.federated.fedavg import FedAvgState
 from sparsync.federated.masked import MaskedConfig, MaskedState, freeze_off
 from sparsync.federated.server import Server, Upload
+from sparsync.shares import exact
 from sparsync.sparsity import (
     Constant,
     CosineDrop,
@@ -28,7 +29,7 @@ from sparsync.sparsity import (
     erk,
     layer_top_k_mask,
     random_mask,
-    top_k_mask,
+    top_k_among,
 )
 from sparsync.spec import config
 from sparsync.strategies import STRATEGIES
@@ -77,7 +78,7 @@ class FedDSTState(MaskedState):
     def __init__(self, config: FedDST, server: Server) -> None:
         super().__init__(config, server, Constant(config.sparsity))
         self.config = config
-        self.ones = counts(self.view.shapes, erk(self.view.shapes, 1 - config.sparsity))
+        self.ones = counts(self.view.shapes, erk(self.view.shapes, 1 - exact(config.sparsity)))
         if config.mask_init == "random":
             self.mask = random_mask(self.view.shapes, self.ones, server.generator("mask"))
         else:
@@ -153,16 +154,9 @@ def drop_and_grow(
     masks, values = [], []
     for on, weight, slope in zip(view.split(mask), view.split(weights), view.split(grad), strict=True):
         ones = int(on.count_nonzero())
-        moved = math.ceil(fraction * ones)
-        stay = _largest(weight, on, ones - moved)
-        grown = _largest(slope, ~stay, moved)
+        moved = math.ceil(exact(fraction) * ones)
+        stay = top_k_among(weight, on, ones - moved)
+        grown = top_k_among(slope, ~stay, moved)
         masks.append(stay | grown)
         values.append(weight.where(stay, 0))
     return torch.cat(masks), torch.cat(values)
-
-
-def _largest(x: Tensor, among: Tensor, k: int) -> Tensor:
-    """Mask of the k largest magnitudes of a vector (n,) among those that a mask allows."""
-    made = torch.zeros_like(among)
-    made[among] = top_k_mask(x[among], k)
-    return made

@@ -70,7 +70,8 @@ class FlashState(MaskedState):
 
         def decode(payload: bytes) -> Tensor:
             model, mask = self.up.decode_mask(payload)
-            return torch.cat((model, torch.tensor([float(part.count_nonzero()) for part in self.view.split(mask)])))
+            ones = torch.stack([part.count_nonzero() for part in self.view.split(mask)])
+            return torch.cat((model, ones.double()))
 
         both = self.server.average(uploads, decode, len(self.weights) + layers)
         mean, counts = both.split_with_sizes((len(self.weights), layers))

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from sparsync.errors import UsageError
+from sparsync.shares import exact
 from sparsync.spec import config
 from sparsync.workers import OPTIMIZERS, SCHEDULES, LocalWork
 
@@ -78,7 +79,7 @@ class Federation:
         UsageError
             If there are fewer clients, or the cohort is smaller than the valid uploads that a round needs.
         """
-        cohort = self.cohort or max(1, round((self.participation or 1.0) * clients))
+        cohort = self.cohort or max(1, round(exact(self.participation or 1.0) * clients))
         if cohort > clients:
             raise UsageError(f"federation: a cohort of {cohort} out of {clients} clients; select at most all of them")
         if self.minimum > cohort:

@@ -18,6 +18,7 @@ from sparsync.errors import UsageError
 from sparsync.federated.fedavg import FedAvgState
 from sparsync.federated.server import Server
 from sparsync.federated.top_k import TopK, TopKState
+from sparsync.shares import exact
 from sparsync.sparsity import ActivationPruning, ParamView, top_k_mask
 from sparsync.spec import config
 from sparsync.strategies import STRATEGIES
@@ -62,7 +63,7 @@ class ZeroFLState(TopKState):
     def __init__(self, config: ZeroFL, server: Server) -> None:
         super().__init__(config, server)
         self.config = config
-        self.sparsity = config.sparsity - config.mask_ratio  # of uploads
+        self.sparsity = float(exact(config.sparsity) - exact(config.mask_ratio))  # of uploads
         names = server.view("feddip").names[1 if config.skip_first else 0 :]  # shortcuts stay ordinary layers
         if not names:
             raise UsageError("zerofl: skip_first leaves nothing of a model of one layer; try skip_first=no")
@@ -72,7 +73,10 @@ class ZeroFLState(TopKState):
     def train(self, client: Client, received: Tensor) -> None:
         if self.pruning is None:
             self.pruning = ActivationPruning(
-                client.module, self.swat.names, threshold=self.config.act_threshold, density=1 - self.config.sparsity
+                client.module,
+                self.swat.names,
+                threshold=self.config.act_threshold,
+                density=1 - exact(self.config.sparsity),
             )
         self.pruning.new_round()
         client.train(transform=Swat(self.swat, self.config.sparsity))
@@ -87,7 +91,7 @@ class Swat:
 
     def __init__(self, view: ParamView, sparsity: float) -> None:
         self.view = view
-        self.keep = [math.ceil(round((1 - sparsity) * size, 6)) for size in view.sizes]  # of 0.05 * 100, 5
+        self.keep = [math.ceil((1 - exact(sparsity)) * size) for size in view.sizes]
         self.cached: dict[int, Tensor] = {}
 
     def weights(self, raw: Tensor, out: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from sparsync.sparsity.activations import ActivationPruning
 from sparsync.sparsity.densities import counts, erk, random_mask, uniform
-from sparsync.sparsity.masks import deactivated, iou, kept, layer_top_k_mask, overlap, regrown, top_k_mask
+from sparsync.sparsity.masks import deactivated, iou, kept, layer_top_k_mask, overlap, regrown, top_k_among, top_k_mask
 from sparsync.sparsity.reparametrization import (
     Power,
     export,
@@ -46,6 +46,7 @@ __all__ = [
     "reparametrize",
     "spectral_beta",
     "spectral_network_beta",
+    "top_k_among",
     "top_k_mask",
     "truncated_normal_",
     "uniform",

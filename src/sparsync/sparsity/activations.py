@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from sparsync.errors import UsageError
+from sparsync.shares import Share, exact
 from sparsync.sparsity.masks import count_nonzero, kth_largest, magnitude_bits
 from sparsync.sparsity.view import LAYERS, owner_of, place_of, prunable_names
 
@@ -46,7 +48,7 @@ class ActivationPruning:
     threshold : {"per_batch", "cached_per_round"}
         Whether the threshold of a convolution is chosen for every batch, or for the first batch of a round that is
         pruned and then kept, as in the authors' code. Linear layers choose it for every batch in both.
-    density : float, optional
+    density : float or Fraction, optional
         Density of all layers' activations, instead of their weights' own: ZeroFL's. Above 0, at most 1.
 
     Raises
@@ -62,7 +64,7 @@ class ActivationPruning:
         names: Iterable[str] | None = None,
         *,
         threshold: Threshold = "per_batch",
-        density: float | None = None,
+        density: Share | None = None,
     ) -> None:
         if threshold not in ("per_batch", "cached_per_round"):
             raise UsageError(f"activation pruning: threshold={threshold!r}; expected 'per_batch' or 'cached_per_round'")
@@ -120,11 +122,11 @@ def _operator(name: str, layer: nn.Module) -> str:
 class _Layer:
     """One layer, its two possible operators, and what was seen of its activations."""
 
-    def __init__(self, layer: nn.Module, method: str, cached: bool, density: float | None) -> None:
+    def __init__(self, layer: nn.Module, method: str, cached: bool, density: Share | None) -> None:
         self.layer = layer
         self.method = method
         self.cached = cached
-        self.density = density
+        self.density = None if density is None else exact(density)
         self.limit: float | None = None  # what saved magnitudes must exceed, once chosen for the round
         self.saved: int | Tensor = 0
         self.seen = 0
@@ -171,11 +173,11 @@ class _Layer:
         """The number just below the threshold tau, so that |x| > it means |x| >= tau; None: keep everything."""
         if self.limit is not None:
             return self.limit
-        density = self.density if self.density is not None else int(count_nonzero(weight)) / weight.numel()
+        density = self.density or Fraction(int(count_nonzero(weight)), weight.numel())
         if density == 1 or x.numel() == 0:
             return None
         magnitudes = magnitude_bits(x)
-        tau = kth_largest(magnitudes, math.ceil(max(density, LEAST) * x.numel()))
+        tau = kth_largest(magnitudes, math.ceil(max(density, exact(LEAST)) * x.numel()))
         below = torch.tensor(max(tau - 1, 0), dtype=magnitudes.dtype).view(x.dtype)  # of floats, by their bits
         if self.cached:
             self.limit = float(below)

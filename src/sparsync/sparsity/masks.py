@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from sparsync.errors import UsageError
+from sparsync.shares import Share, exact
 from sparsync.sparsity.view import ParamView
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def kept(numel: int, sparsity: float) -> int:
-    """How many of M entries remain: k = M - round(sparsity * M), Python's round, as in torch's pruning.
+def kept(numel: int, sparsity: Share) -> int:
+    """How many of M entries remain: k = M - round(sparsity * M), halves to even, the product exact.
 
     Raises
     ------
@@ -28,7 +29,7 @@ def kept(numel: int, sparsity: float) -> int:
     """
     if not 0 <= sparsity <= 1:
         raise UsageError(f"sparsity={sparsity!r}; expected a fraction of zeros from 0 to 1")
-    return numel - round(sparsity * numel)
+    return numel - round(exact(sparsity) * numel)
 
 
 def magnitude_bits(x: Tensor) -> Tensor:
@@ -72,6 +73,13 @@ def top_k_mask(x: Tensor, k: int) -> Tensor:
     ties = (magnitudes == threshold).nonzero().squeeze(1)
     mask[ties[: k - int(mask.count_nonzero())]] = True
     return mask
+
+
+def top_k_among(x: Tensor, among: Tensor, k: int) -> Tensor:
+    """Mask of the k largest magnitudes of a vector (n,) among those that a mask (n,) allows."""
+    made = torch.zeros_like(among)
+    made[among] = top_k_mask(x[among], k)
+    return made
 
 
 def layer_top_k_mask(view: ParamView, x: Tensor, counts: Sequence[int]) -> Tensor:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from sparsync.errors import UsageError
+from sparsync.shares import exact
 
 
 def _at_least_one(schedule: object, name: str) -> None:
     value = getattr(schedule, name)
     if value < 1:
         raise UsageError(f"{type(schedule).__name__}: {name}={value!r}; expected at least 1")
+
+
+_COSINES = {Fraction(1, 3): Fraction(1, 2), Fraction(2, 3): Fraction(-1, 2)}
+"""Cosines of shares of half a turn that are fractions: a half is one, and math.cos(math.pi / 3) lies above it."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ class Cubic:
                 raise UsageError(f"Cubic: {name}={value!r}; expected a sparsity from 0 to 1")
 
     def __call__(self, t: int) -> float:
-        left = max(0.0, 1 - t / self.rounds)
-        return self.final + (self.initial - self.final) * left**3
+        left = max(Fraction(0), 1 - Fraction(t, self.rounds))
+        return float(exact(self.final) + (exact(self.initial) - exact(self.final)) * left**3)
 
 
 @dataclass(frozen=True)
@@ -108,4 +114,8 @@ class CosineDrop:
         _at_least_one(self, "end")
 
     def __call__(self, t: int) -> float:
-        return self.initial / 2 * (1 + math.cos(math.pi * t / self.end)) if t < self.end else 0.0
+        if t >= self.end:
+            return 0.0
+        passed = Fraction(t, self.end)
+        cosine = _COSINES.get(passed) or Fraction(math.cos(math.pi * t / self.end))
+        return float(exact(self.initial) / 2 * (1 + cosine))

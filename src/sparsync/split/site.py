@@ -453,7 +453,6 @@ class Site:
 
 def _portion(held: Ints, left: int) -> Ints:
     """So many samples with as nearly as can be the mix of those that are held, (M,)."""
-    exact = held * (left / held.sum())
-    portion: Ints = np.floor(exact).astype(np.int64)
-    portion[np.argsort(portion - exact, kind="stable")[: left - portion.sum()]] += 1
+    portion, rest = np.divmod(held * left, held.sum())
+    portion[np.argsort(-rest, kind="stable")[: left - portion.sum()]] += 1
     return portion

@@ -87,7 +87,7 @@ class Clock:
             for worker in np.flatnonzero(steps).tolist():
                 own, moment = self.system.outages[worker], float(self.times[worker])
                 stays = 0.0 if own.at(moment) is not None else own.next(moment) - moment
-                steps[worker] = min(steps[worker], np.floor(stays / seconds[worker]))
+                steps[worker] = min(steps[worker], np.floor(stays / seconds[worker] + _ROUNDING))
         return steps
 
     def wait(self, until: float | Floats, who: Who = _ALL) -> None:

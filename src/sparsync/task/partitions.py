@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from sparsync.errors import UsageError
 from sparsync.randomness import generator
+from sparsync.shares import exact
 from sparsync.spec import Registry
 
 Ints = npt.NDArray[np.int64]
@@ -133,7 +134,7 @@ def sorted_fraction(labels: Ints, workers: int, _rng: np.random.Generator, *, fr
     if not 0 <= fraction <= 1:
         raise UsageError(f"partition 'sorted': fraction={fraction:g}; expected 0 to 1")
     everything = np.arange(len(labels))
-    head, rest = np.split(everything, [round(fraction * len(labels))])
+    head, rest = np.split(everything, [round(exact(fraction) * len(labels))])
     blocks = np.array_split(head[np.argsort(labels[head], kind="stable")], workers)
     sizes = [len(part) for part in np.array_split(everything, workers)]
     spare = [size - len(block) for size, block in zip(sizes, blocks, strict=True)]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from sparsync.errors import PayloadError, UsageError
+from sparsync.shares import exact
 from sparsync.wire.codes import Positions
 from sparsync.wire.parcel import Section
 from sparsync.wire.positions import decode_positions, encode_positions, most_bytes
@@ -100,7 +101,7 @@ class TopK:
 
     def count(self, numel: int) -> int:
         """How many of `numel` numbers are kept."""
-        return min(numel, max(1, round(self.fraction * numel)))
+        return min(numel, max(1, round(exact(self.fraction) * numel)))
 
     def encode(self, x: Floats) -> tuple[Positions, Section]:
         positions = largest(x, self.count(len(x)))

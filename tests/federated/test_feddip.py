@@ -406,7 +406,7 @@ def test_3_4_combinations():
     [
         ("sparsity=0.5,sparsity_init=0.6", "sparsity_init=0.6 exceeds sparsity=0.5"),
         ("reconfiguration_interval=0", "reconfiguration_interval: Input should be greater than or equal to 1"),
-        ("mask_init=snip", "mask_init: Input should be 'erk' or 'none'"),
+        ("mask_init=snip", "mask_init: Input should be 'erk', 'clients' or 'none'"),
         ("prunable=shortcuts", "prunable: Input should be 'feddip', 'sparsyfed' or 'weights_no_ends'"),
         ("uplink=ef(q8)", "the strategy itself chooses which numbers travel"),
     ],

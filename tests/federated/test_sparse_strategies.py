@@ -23,10 +23,12 @@ SPECS = [
     "flash:sparsity=0.8",
     "feddip:lambda_steps=4,reconfiguration_interval=2",
     "feddip:lambda_steps=4,reconfiguration_interval=2,reconfigure_on=masked,upload=masked,mask_init=none",
+    "feddip:lambda_steps=4,reconfiguration_interval=2,reconfigure_on=masked,upload=masked,mask_init=clients",
     "dpf:reconfiguration_interval=2,upload=dense",
     "feddst:readjustment_interval=2,sparsity=0.8",
     "prunefl:reconfiguration_interval=2,initial_rounds=5",
     "prunefl:reconfiguration_interval=2,initial_mask=erk",
+    "prunefl:reconfiguration_interval=2,initial_mask=erk,order=rate,droppable=0.3",
     "snip:sparsity=0.8",
 ]
 FIRST_MASK = ("snip:sparsity=0.8", "prunefl:reconfiguration_interval=2,initial_rounds=5")  # one client makes it

@@ -1,7 +1,7 @@
 """What training and messages cost by formula, to compare with papers. Nothing here is booked: the ledger counts bytes.
 
-FedDIP's authors' count of a round's traffic, and the floating-point operations of sparse training, which are saved only
-where kernels skip zeros.
+The count of a round's traffic in FedDIP's repository, and the floating-point operations of sparse training, which are
+saved only where kernels skip zeros.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 
 def authors_cost(parameters: int, cohort: int, down_sparsity: float, up_sparsity: float = 0.0) -> float:
-    """Traffic of one round as FedDIP's authors count it (arXiv:2309.06805), in Mbit of 2^20 bits; they write MB.
+    """Traffic of one round as ``EricLoong/feddip`` @ 4327d96 counts it, in Mbit of 2^20 bits; it says MB.
 
     ``int(32 (1 - s) n) / 2**20`` per transfer: values alone, without masks, headers and buffers.
 

@@ -1,4 +1,4 @@
-"""FDA-Opt: federated dynamic averaging with a server optimiser, after the code of FDA's authors (arXiv:2405.20988).
+"""FDA-Opt: federated dynamic averaging with a server optimiser, after ``michaeltheologitis/FDA-Opt`` @ 9262222.
 
 The clients of a cohort train epoch by epoch, all the same number of steps, and after each epoch send the squared norm
 and a sketch of their drift u_k. The round ends once H = mean ||u_k||^2 - M2(mean sk(u_k)) / (1 + eps) exceeds Theta, or
@@ -36,12 +36,12 @@ _WHERE = ("threshold", "groups", "cohort", "asked", "steps", "epochs")  # of the
 @STRATEGIES.register("fda-opt")
 @config
 class FDAOpt(FedAvg):
-    """End a round's local epochs when the clients' variance exceeds a threshold that adapts (FDA's authors).
+    """End a round's local epochs when the clients' variance exceeds a threshold that adapts (FDA-Opt).
 
     Attributes
     ----------
     max_epochs : int, optional
-        e_max, the most epochs of a round. Default: 2 E + 8 for the federation's E epochs, the authors' mapping from
+        e_max, the most epochs of a round. Default: 2 E + 8 for the federation's E epochs, that code's mapping from
         FedOpt.
     threshold : float
         Theta of the first round, which ends after exactly one epoch whatever it is; of all rounds if not `adaptive`.

@@ -2,10 +2,10 @@
 
 Whenever a client's model arrives, the server moves towards it, w <- (1 - a_t) w + a_t w_client, the less the older the
 model is that the client began with: a_t = alpha s(t - tau). Clients hold on to that model by a proximal term, mu/2
-||w - w_tau||^2 (rho in the paper). As in the authors' code (github.com/xcgoner/async_fl): the three discounts;
+||w - w_tau||^2 (rho in the paper). As in ``xcgoner/async_fl`` @ 912ecf3: the three discounts;
 staleness t - tau is the number of updates in between, 0 for a model that is current, which so counts with all of alpha;
 buffers of the model are mixed as its parameters are, and have no proximal term. Unlike there, alpha stays what it is:
-their script halves it at update 800 of 2000.
+its script halves it at update 800 of 2000.
 
 Values said below to be the paper's, of its section 5, are as others quote them: its text could not be consulted.
 """
@@ -34,7 +34,7 @@ class FedAsync(FedProx):
     ----------
     alpha : float
         How much of a client's model is taken, before its discount. Default: 0.6, of the paper's 0.6 and 0.9 on
-        CIFAR-10; the authors' code has 0.9, their script 0.8.
+        CIFAR-10; that code has 0.9, its script 0.8.
     discount : {"polynomial", "hinge", "constant"}
         How staleness t reduces that: (1 + t)^-a; 1 / (1 + a (t - b)) where t exceeds b; not at all.
     a, b : float
@@ -43,7 +43,7 @@ class FedAsync(FedProx):
         Clients that train at once. Default: the federation's cohort.
     mu : float
         Strength of the clients' pull towards what they received. Default: 0.005, of the paper's 0.005 and 0.01 on
-        CIFAR-10; the authors' script has 0.1, given as its product with a learning rate of 0.1.
+        CIFAR-10; that code's script has 0.1, given as its product with a learning rate of 0.1.
     """
 
     alpha: float = Field(default=0.6, gt=0, le=1)

@@ -1,8 +1,13 @@
-"""FedDIP: Long et al., arXiv:2309.06805 (ICDM 2023), and its authors' code; DPF is Lin et al., arXiv:2006.07253.
+"""FedDIP: Long et al., arXiv:2309.06805 (ICDM 2023); DPF is Lin et al., arXiv:2006.07253.
 
 Clients keep dense weights omega and compute gradients at the pruned ones, theta = m * omega, so that what the mask
 hides still learns (error feedback). Every R rounds the server decides the mask anew, over all layers together, while
 the sparsity follows a cubic ramp. A penalty on the norm of each pruned layer grows in steps.
+
+``mask_init=clients,reconfigure_on=masked`` is what the authors' code computes, ``EricLoong/feddip`` @ 4327d96, but for
+normalisation: there its statistics come from a second pass of the dense model, and in round 0 its weights count as
+layers of the ERK mask and of the penalty, as shortcuts do. Defaults differ: one mask, the server's, from the first
+download on, decided on the dense mean, so that pruned weights can return.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
@@ -19,13 +25,16 @@ from sparsync.errors import UsageError
 from sparsync.federated.fedavg import FedAvgState
 from sparsync.federated.masked import MaskedConfig, MaskedState, over_parameters
 from sparsync.federated.server import Server, Upload
+from sparsync.shares import exact
 from sparsync.sparsity import Cubic, ParamView, Staircase, counts, erk, kept, random_mask, top_k_mask
 from sparsync.spec import config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import Known
 from sparsync.workers import Client
 
-MaskInit = Annotated[Literal["erk", "none"], BeforeValidator(lambda value: "none" if value is None else value)]
+MaskInit = Annotated[
+    Literal["erk", "clients", "none"], BeforeValidator(lambda value: "none" if value is None else value)
+]
 Norm = Annotated[Literal["1", "2", "inf"], BeforeValidator(str)]  # from Python, numbers are welcome, too
 
 
@@ -40,14 +49,15 @@ class DynamicPruning(MaskedConfig):
     reconfiguration_interval : int
         R, rounds between two decisions about the mask. Default: 5.
     first_reconfiguration : int
-        First round, counted from 0, that may decide. Default: 0, as in the code.
+        First round, counted from 0, that may decide. Default: 0, as in that code.
     reconfigure_on : {"dense", "masked"}
         Whether the mask is ranked on the clients' dense mean, so that pruned weights can return, or on what the old
-        mask leaves of it (authors' code: masks are nested).
+        mask leaves of it (as in that code: masks are nested).
     upload : {"dense_on_reconfiguration", "dense", "masked"}
         What clients send: everything in rounds that decide and the mask's entries in others; or always the one.
-    mask_init : {"erk", "none"}
-        The first mask: random at ERK densities, the same for all, or everything.
+    mask_init : {"erk", "clients", "none"}
+        The first mask: random at ERK densities, the same for all; one for each client, which draws it and trains with
+        it from the dense model in round 0, as in that code; or everything.
     erk_power : float
         gamma of ERK; 0 is uniform. Default: 1.
     prunable : str
@@ -71,6 +81,11 @@ class DynamicPruning(MaskedConfig):
         if self.sparsity_init > self.sparsity:
             raise ValueError(
                 f"sparsity_init={self.sparsity_init} exceeds sparsity={self.sparsity}; sparsity only grows"
+            )
+        if self.mask_init == "clients" and self.first_reconfiguration > 0:
+            raise ValueError(
+                f"mask_init=clients with first_reconfiguration={self.first_reconfiguration}: clients' own masks last "
+                "for round 0, and the server's first follows it; take first_reconfiguration=0, or mask_init=erk"
             )
         if self.reconfigure_on == "dense" and self.upload == "masked":
             raise ValueError(
@@ -109,7 +124,7 @@ class FedDIP(DynamicPruning):
     Attributes
     ----------
     lambda_max, lambda_min : float
-        Range of the penalty; the last step stays below its upper end, as in the code. Default: 1e-3 and 5e-4.
+        Range of the penalty; the last step stays below its upper end, as in that code. Default: 1e-3 and 5e-4.
     lambda_steps : int
         Q, steps of the staircase; during the first the penalty is 0. Default: 20.
     norm_order : {"2", "1", "inf"}
@@ -152,10 +167,17 @@ class FedDIPState(MaskedState):
         self.config = config
         self.penalty = config.penalty(server.rounds)
         if config.mask_init == "erk" and config.sparsity_init > 0:
-            densities = erk(self.view.shapes, 1 - config.sparsity_init, config.erk_power)
-            ones = counts(self.view.shapes, densities)
-            self.mask = random_mask(self.view.shapes, ones, server.generator("mask"))
+            self.mask = self.drawn(server.generator("mask"))
         self.weights = self.pruned(self.weights, self.mask)
+
+    def drawn(self, rng: np.random.Generator) -> Tensor:
+        """Return a random mask (M,) at ERK densities, of the sparsity that the ramp starts at."""
+        densities = erk(self.view.shapes, 1 - exact(self.config.sparsity_init), self.config.erk_power)
+        return random_mask(self.view.shapes, counts(self.view.shapes, densities), rng)
+
+    def own_masks(self, round_: int) -> bool:
+        """Whether clients draw masks of their own, since there is none yet."""
+        return self.config.mask_init == "clients" and round_ == 0
 
     def decides(self, round_: int) -> bool:
         """Whether a round, counted from 0, ends with a new mask."""
@@ -164,7 +186,8 @@ class FedDIPState(MaskedState):
     def dense_upload(self, round_: int) -> bool:
         """Whether clients send what is off the mask, too."""
         policy = self.config.upload
-        return policy == "dense" or (policy == "dense_on_reconfiguration" and self.decides(round_))
+        when_deciding = policy == "dense_on_reconfiguration" and self.decides(round_)
+        return policy == "dense" or when_deciding or self.own_masks(round_)
 
     def downlink(self, round_: int) -> bytes:
         payload = super().downlink(round_)
@@ -174,6 +197,8 @@ class FedDIPState(MaskedState):
 
     def train_on(self, client: Client, mask: Tensor) -> Tensor:
         """Take local steps on dense weights, with gradients at the pruned ones."""
+        if self.own_masks(client.round):
+            mask = self.drawn(client.generator("mask"))
         strength = self.penalty(client.round) if self.penalty else 0.0
         client.train(transform=Pruned(self.view, mask, strength, self.config.norm))
         if not self.dense_upload(client.round):

@@ -1,10 +1,15 @@
-"""FedDST: Bibikar et al., AAAI 2022, after its authors' code (``bibikar/feddst``).
+"""FedDST: Bibikar et al., AAAI 2022, partly after its authors' code, partly after FedDIP's port of it.
 
 Everybody trains a mask of the target sparsity at ERK densities. In every R-th round, half-way through its local steps,
 a client moves a share of each layer's ones to where its dense gradient is largest; the server averages what clients
-kept, by coordinate, and prunes each layer back to its number of ones. Where the code and its port differ, so do we:
-weights are ranked as the client holds them, positions that were just dropped may be grown again, and the move happens
-early enough for grown weights to be worth something when they are sent.
+kept, by coordinate, and prunes each layer back to its number of ones.
+
+From the authors' code, ``bibikar/feddst`` @ 25d6184: the first mask by magnitude, weights ranked as the client holds
+them, the gradient of one batch, a mask that counts at once, the mean by coordinate. From the port, ``EricLoong/feddip``
+@ 4327d96: ERK densities (the original scales raw sparsities), the drop share a/2 (1 + cos) up to the last round (there
+times a once more, and up to half of the rounds), decisions in rounds R, 2 R, ... (there 2, R + 2, ..., at every tenth
+local epoch), and positions that were just dropped may be grown again, but no others that live. Half-way is ours: early
+enough for grown weights to be worth something when they are sent.
 """
 
 from __future__ import annotations
@@ -55,7 +60,7 @@ class FedDST(MaskedConfig):
     aggregate : {"mask_weighted", "fedavg"}
         Mean over the clients that kept a coordinate, or over all.
     mask_init : {"magnitude", "random"}
-        First mask: each layer's largest weights (authors' code), or random ones.
+        First mask: each layer's largest weights (``bibikar/feddst``), or random ones (``EricLoong/feddip``).
     uplink, downlink : str, optional
         How the numbers on the mask travel. Default: float32.
     """

@@ -1,4 +1,4 @@
-"""FLASH: Babakniya et al., arXiv:2208.13092, its fixed-mask variant as re-implemented by SparsyFed's authors.
+"""FLASH: Babakniya et al., arXiv:2208.13092, its fixed-mask variant as in ``AGuastella/fl_powerpropagation``.
 
 In the first round clients train dense and send their largest weights; from then on everybody trains the mask that the
 server makes of these: in each layer as many of the average's largest entries as clients kept there on average. Reports

@@ -1,13 +1,20 @@
-"""PruneFL: Jiang et al., arXiv:1909.12326, after the port in FedDIP's repository.
+"""PruneFL: Jiang et al., arXiv:1909.12326, after two ports of it; the original's order is an option.
 
 A mask is trained, and every R rounds decided anew from squared gradients: coordinates are taken in the order of their
 aggregated G2 as long as each is worth its time, and at least as many as the schedule asks for. In rounds that decide,
 clients also send the dense squared gradient of their last batch. The first mask is made by one client, which trains
-alone for some rounds; only the mask is kept. Here only prunable entries are ranked, and the server applies the mask.
+alone for some rounds; only the mask is kept.
+
+Order and end are those of ``bibikar/feddst`` @ 25d6184; schedule, last batch and first mask are after
+``EricLoong/feddip`` @ 4327d96, which ends by G2 undivided, ranks normalisation, too, and leaves the mask to clients;
+here only prunable entries are ranked, and the server applies it. The original, ``jiangyuang/PruneFL`` @ b499d3a, takes
+coordinates in the order of G2 per time (`order`) and drops only the smallest weights (`droppable`). It also squares
+sums of gradients, of all rounds since the last decision, counts the gain of biases, and asks for no least number.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -21,15 +28,16 @@ from sparsync.federated.fedavg import FedAvgState
 from sparsync.federated.masked import MaskedConfig, MaskedState, over_parameters
 from sparsync.federated.messages import pack_mask, unpack_mask
 from sparsync.federated.server import Server, Upload
-from sparsync.sparsity import Cubic, counts, erk, random_mask
+from sparsync.shares import exact
+from sparsync.sparsity import Cubic, counts, erk, random_mask, top_k_among
 from sparsync.spec import config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import Kind, Known
 from sparsync.workers import Client
 
-_BASE_TIME = 0.2  # T_acc at the start, in units of a coordinate's time (authors' code)
+_BASE_TIME = 0.2  # T_acc at the start, in units of a coordinate's time (both ports)
 _ALONE = 5  # rounds of the first client between two decisions, and before it may stop
-_BETTER = 0.01  # accuracy above chance at which it does: 0.11 of 10 classes, 0.02 of 100 (authors' code)
+_BETTER = 0.01  # accuracy above chance at which it does: 0.11 of 10 classes, 0.02 of 100 (EricLoong/feddip)
 
 
 @STRATEGIES.register("prunefl")
@@ -47,6 +55,11 @@ class PruneFL(MaskedConfig):
         First mask: one client trains alone and decides, or a random one at ERK densities.
     initial_rounds : int
         Most rounds of that client; it stops after five once its accuracy exceeds chance by 0.01. Default: 50.
+    order : {"squares", "rate"}
+        Whether coordinates are taken by falling G2, or by falling G2 per time as in the original.
+    droppable : float
+        Share of each layer's ones, the smallest weights, that a decision may drop: 0.3 at first in the original, and
+        half as much every 10,000 rounds. Default: 1, any.
     layer_time : mapping of str to float, optional
         Time per coordinate, by parameter, in one unit; 1 where nothing is said. Default: the same for all. Given, not
         measured, so that a run can be repeated; from Python only.
@@ -59,6 +72,8 @@ class PruneFL(MaskedConfig):
     reconfiguration_interval: int = Field(default=20, ge=1)
     initial_mask: Literal["client", "erk"] = "client"
     initial_rounds: int = Field(default=50, ge=_ALONE)
+    order: Literal["squares", "rate"] = "squares"
+    droppable: float = Field(default=1.0, ge=0, le=1)
     layer_time: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
 
     @model_validator(mode="after")
@@ -83,7 +98,7 @@ class PruneFLState(MaskedState):
         self.times = self.view.expand(self._layer_times(config.layer_time or {}))
         self.begun = config.initial_mask == "erk"
         if self.begun:
-            ones = counts(self.view.shapes, erk(self.view.shapes, 1 - config.sparsity_init))
+            ones = counts(self.view.shapes, erk(self.view.shapes, 1 - exact(config.sparsity_init)))
             self.mask = random_mask(self.view.shapes, ones, server.generator("mask"))
             self.weights = self.pruned(self.weights, self.mask)
 
@@ -103,12 +118,12 @@ class PruneFLState(MaskedState):
 
     def _alone(self, client: Client, mask: Tensor) -> Tensor:
         """Find the first mask on one client."""
-        each, least = len(client.batches), self._least(self.config.sparsity_init)
+        each = len(client.batches)
         enough = 1 / self.server.classes + _BETTER
         for done in range(1, self.config.initial_rounds + 1):
             squares = self._train(client, mask, range((done - 1) * each, done * each))
             if done % _ALONE == 0:
-                mask = worthwhile(squares, self.times, least)
+                mask = self.decided(squares, mask, self.view.gather(client.params).cpu(), self.config.sparsity_init)
                 client.params.mul_(over_parameters(self.view, mask).to(client.params))
                 client.bench.optimizer.state.clear()  # momentum would move what was dropped
             if done >= _ALONE and client.accuracy() > enough:
@@ -146,10 +161,19 @@ class PruneFLState(MaskedState):
         known = Known(self.mask)
         both = self.server.average(uploads, lambda payload: self.up.decode(payload, known, [size]), numel + size)
         mean, squares = both.split_with_sizes((numel, size))
-        self.mask = worthwhile(squares, self.times, self._least(self.sparsity(round_)))
+        self.mask = self.decided(squares, self.mask, self.prunable(mean), self.sparsity(round_))
         self.weights = self.pruned(mean.float(), self.mask)
         self.watch.agreement()
         return None
+
+    def decided(self, squares: Tensor, mask: Tensor, weights: Tensor, sparsity: float) -> Tensor:
+        """Return the mask (M,) that follows one, of weights and G2 (M,), at most so sparse."""
+        ones = [int(part.count_nonzero()) for part in self.view.split(mask)]
+        stay = [one - math.floor(exact(self.config.droppable) * one) for one in ones]
+        layers = zip(self.view.split(weights), self.view.split(mask), stay, strict=True)
+        stays = torch.cat([top_k_among(*layer) for layer in layers])
+        least = (1 - sparsity) * self.view.numel  # in floating point, as both ports
+        return worthwhile(squares, self.times, least, stays, self.config.order == "rate")
 
     def _layer_times(self, given: Mapping[str, float]) -> Tensor:
         for name in given:
@@ -157,9 +181,6 @@ class PruneFLState(MaskedState):
                 names = ", ".join(self.view.names)
                 raise UsageError(f"prunefl: layer_time of {name!r}, which is not pruned; expected some of {names}")
         return torch.tensor([given.get(name, 1.0) for name in self.view.names], dtype=torch.float64)
-
-    def _least(self, sparsity: float) -> float:
-        return (1 - sparsity) * self.view.numel
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "begun": self.begun}
@@ -169,11 +190,13 @@ class PruneFLState(MaskedState):
         self.begun = state["begun"]
 
 
-def worthwhile(squares: Tensor, times: Tensor, least: float) -> Tensor:
+def worthwhile(
+    squares: Tensor, times: Tensor, least: float, stays: Tensor | None = None, by_rate: bool = False
+) -> Tensor:
     """Mask (M,) of the coordinates worth their time.
 
-    In the order of falling G2, coordinate j is kept while G2_j / time_j is at least what all before it gained per time,
-    or no more than `least` are kept yet; the first that is neither ends it.
+    After those that stay, in the order of falling G2, coordinate j is kept while G2_j / time_j is at least what all
+    before it gained per time, or no more than `least` are kept yet; the first that is neither ends it.
 
     Parameters
     ----------
@@ -182,14 +205,21 @@ def worthwhile(squares: Tensor, times: Tensor, least: float) -> Tensor:
     times : Tensor, (M,)
         Time per coordinate; 1 is the unit of the base time, 0.2.
     least : float
-        n_req, coordinates kept in any case.
+        n_req: more coordinates than this are kept in any case.
+    stays : Tensor, (M,), optional
+        Mask of those that are kept in any case, and count first. Default: none.
+    by_rate : bool
+        Order the others by falling G2 / time instead. Default: no.
     """
     squares = squares.double()
-    order = torch.argsort(squares, descending=True, stable=True)
+    order = torch.argsort(squares / times if by_rate else squares, descending=True, stable=True)
+    surely = math.floor(least) + 1
+    if stays is not None:
+        order = torch.cat((order[stays[order]], order[~stays[order]]))
+        surely = max(surely, int(stays.count_nonzero()))
     gain, time = squares[order], times[order]
     gained, spent = gain.cumsum(0) - gain, _BASE_TIME + time.cumsum(0) - time  # before each
-    late = torch.arange(len(order)) > least
-    ends = torch.nonzero(late & (gain / time < gained / spent))
+    ends = torch.nonzero((gain / time < gained / spent)[surely:])
     mask = torch.zeros(len(order), dtype=torch.bool)
-    mask[order[: int(ends[0]) if len(ends) else len(order)]] = True
+    mask[order[: surely + int(ends[0]) if len(ends) else len(order)]] = True
     return mask

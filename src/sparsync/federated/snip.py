@@ -2,8 +2,8 @@
 
 Before the first round one client scores every weight by its connection sensitivity |g * w|, the gradient with respect
 to a multiplicative mask at 1, on one batch, and sends the mask of the largest scores; everybody trains on that mask.
-After the port in FedDIP's repository, but with cross-entropy of the logits, and masked from the first download on. Its
-known weakness: the mask depends on one client's data.
+After the port in ``EricLoong/feddip`` @ 4327d96, but with cross-entropy of the logits, and masked from the first
+download on. Its known weakness: the mask depends on one client's data.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Snip(MaskedConfig):
     sparsity : float
         Fraction of zeros among prunable entries. Default: 0.9.
     saliency_init : {"xavier", "model"}
-        Weights of the saliency pass: drawn anew (as in the code), or the model's. Training starts from the model's.
+        Weights of the saliency pass: drawn anew (as in the port), or the model's. Training starts from the model's.
     client : int
         Who scores. Default: 0.
     uplink, downlink : str, optional

@@ -1,4 +1,4 @@
-"""SparsyFed: Guastella et al., arXiv:2504.05153, and its authors' code.
+"""SparsyFed: Guastella et al., arXiv:2504.05153, and its code, ``DieRoche/sparsyfed_copy`` @ 489d8b8.
 
 Clients train omega, layers compute with theta = sign(omega)|omega|^beta, so that small weights stay small and zeros
 stay zero. At the end of its round a client prunes omega once, over all layers together, and sends it; the server
@@ -64,14 +64,14 @@ class SparsyFed(TopK):
         Exponent, at least 1; or computed from the weights at the start of a client's round, per layer or for the
         network. Default: 1.25.
     reparametrize_shortcuts : bool
-        Whether 1x1 shortcut convolutions are re-parametrised, too. False reproduces the authors' runs, in which they
+        Whether 1x1 shortcut convolutions are re-parametrised, too. False reproduces that code's runs, in which they
         stay plain, are pruned and grow back in every round. Default: yes.
     activation_pruning : bool
         Whether saved activations are pruned. Default: yes.
     act_threshold : {"per_batch", "cached_per_round"}
-        Whether a convolution's threshold is chosen for each batch, or once per client and round (as the authors do).
+        Whether a convolution's threshold is chosen for each batch, or once per client and round (as that code does).
     payload : {"model", "delta"}
-        What clients send: the pruned omega (authors' code), or its difference from the download.
+        What clients send: the pruned omega (as that code), or its difference from the download.
     client_sparsity : mapping of int to float, optional
         Sparsity of single clients instead of `sparsity`; they prune what they receive, too. From Python only.
     """

@@ -1,4 +1,4 @@
-"""ZeroFL: Qiu et al., ICLR 2022, as re-implemented by SparsyFed's authors (``AGuastella/fl_powerpropagation``).
+"""ZeroFL: Qiu et al., ICLR 2022, as in ``AGuastella/fl_powerpropagation``.
 
 Clients train with SWAT layers: at every forward pass each layer's weight is pruned, in place, to its largest entries,
 and of the input that is saved for the backward pass only the largest entries stay. The weight's gradient is not masked,

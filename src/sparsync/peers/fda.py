@@ -1,8 +1,8 @@
 """Federated Dynamic Averaging (FDA).
 
 Theologitis, Frangias, Anestis, Samoladas, Deligiannakis: Communication-Efficient Distributed Deep Learning via
-Federated Dynamic Averaging, EDBT 2025, arXiv:2405.20988 (algorithm and monitors as in its first version and in the
-authors' code).
+Federated Dynamic Averaging, EDBT 2025, arXiv:2405.20988 (algorithm and monitors as in its first version and in
+``miketheologitis/FedL-Sync-FDA`` @ b69536f).
 
 Workers train on their own and, after every step, average a few numbers that bound the variance of their models from
 above. Only when that bound exceeds a threshold do they average the models. Whatever the monitor lets pass, the

@@ -6,7 +6,7 @@ With drifts u_k = w_k - w0 from the last common model, their mean ubar, and S1 t
 
 a sum over all d coordinates. A monitor's estimate H of it is made from the *mean* of the workers' states alone, and
 bounds it from above: always (naive, linear), always and exactly (exact), or with high probability (sketch).
-FDA, arXiv:2405.20988, section 3; naive is from the authors' code.
+FDA, arXiv:2405.20988, section 3; naive is from ``miketheologitis/FedL-Sync-FDA`` @ b69536f.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Monitor(ABC):
     Attributes
     ----------
     paper_bytes : int
-        Bytes of one worker's state, in the authors' counting: float32, no header.
+        Bytes of one worker's state, in that code's counting: float32, no header.
     """
 
     paper_bytes: int
@@ -158,7 +158,7 @@ class SketchMonitor(StateMonitor):
     sketch : Sketch
         The same for all workers, and for the whole run.
     epsilon : float
-        Safety against an over-estimate of ||ubar||^2. At 1/sqrt(m), the authors' choice, one check in eleven still
+        Safety against an over-estimate of ||ubar||^2. At 1/sqrt(m), the default, one check in eleven still
         under-estimates the variance (5 rows), by little.
     """
 
@@ -225,5 +225,5 @@ def unit_vector(fleet: Fleet) -> Tensor:
 
 
 def default_epsilon(width: int) -> float:
-    """Return 1/sqrt(m), as in the authors' code."""
+    """Return 1/sqrt(m), as in ``miketheologitis/FedL-Sync-FDA`` @ b69536f."""
     return 1 / math.sqrt(width)

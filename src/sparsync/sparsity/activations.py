@@ -26,7 +26,7 @@ from sparsync.sparsity.view import LAYERS, owner_of, place_of, prunable_names
 Threshold = Literal["per_batch", "cached_per_round"]
 
 LEAST = 1e-7
-"""Least density of activations, so that of an empty layer's input at least one entry survives (authors' code)."""
+"""Least density of activations, so that of an empty layer's input at least one entry survives (SparsyFed's code)."""
 
 
 class ActivationPruning:
@@ -47,7 +47,7 @@ class ActivationPruning:
         Names of the weights whose layers are pruned. Default: all prunable ones.
     threshold : {"per_batch", "cached_per_round"}
         Whether the threshold of a convolution is chosen for every batch, or for the first batch of a round that is
-        pruned and then kept, as in the authors' code. Linear layers choose it for every batch in both.
+        pruned and then kept, as in SparsyFed's code. Linear layers choose it for every batch in both.
     density : float or Fraction, optional
         Density of all layers' activations, instead of their weights' own: ZeroFL's. Above 0, at most 1.
 

@@ -175,7 +175,7 @@ def export(module: nn.Module) -> nn.Module:
 def spectral_beta(weight: Tensor, generator: torch.Generator) -> float:
     """SparsyFed's hyper-parameter-free beta of one layer: 1 + mean|W| / (spectral norm of |W|), from its omega.
 
-    By one step of power iteration, the added term rounded to 8 decimals; 1 for a layer of zeros. Authors' code; the
+    By one step of power iteration, the added term rounded to 8 decimals; 1 for a layer of zeros. As its code; the
     random start comes from `generator`, a CPU one.
     """
     magnitudes = weight.double().abs().flatten(1)
@@ -187,7 +187,7 @@ def spectral_beta(weight: Tensor, generator: torch.Generator) -> float:
 def spectral_network_beta(weights: Iterable[Tensor], generator: torch.Generator) -> float:
     """One such beta for a network: the mean over layers of (mean over non-zeros of |W|) / (spectral norm of |W|).
 
-    Plus 1, rounded to 4 decimals; a layer of zeros adds 0. Authors' code, which uses it for evaluation and logging.
+    Plus 1, rounded to 4 decimals; a layer of zeros adds 0. As its code, which uses it for evaluation and logging.
     """
     added = []
     for weight in weights:

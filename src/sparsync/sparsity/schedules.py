@@ -34,8 +34,8 @@ class Constant:
 class Cubic:
     """From `initial` at round 0 to `final` at round `rounds`, fast first: s_p + (s_0 - s_p)(1 - t/T)^3.
 
-    The last round, T - 1, misses `final` by (initial - final)/T^3. FedDIP's sparsity, and PruneFL's in its code; after
-    Zhu and Gupta, arXiv:1710.01878.
+    The last round, T - 1, misses `final` by (initial - final)/T^3. FedDIP's sparsity, and PruneFL's in
+    ``EricLoong/feddip``; after Zhu and Gupta, arXiv:1710.01878.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Staircase:
     """`first` for floor(rounds/steps) rounds, then upwards from `low` in equal steps: FedDIP's lambda.
 
     Step i, counted from 0, is `first` for i = 0, else low + (high - low)(i - 1)/(steps - 1): `high` is never reached.
-    The last step takes the remaining rounds. FedDIP's authors' code is ``Staircase(0, 5e-4, 1e-3, 20, rounds)``; the
+    The last step takes the remaining rounds. ``EricLoong/feddip`` has ``Staircase(0, 5e-4, 1e-3, 20, rounds)``; the
     form attributed to its paper ``Staircase(0, high / 20, high, 20, rounds)``.
 
     Attributes
@@ -76,7 +76,7 @@ class Staircase:
     steps : int
         Q, at least 1.
     rounds : int
-        T, at least `steps`: the authors' code has only its last step otherwise.
+        T, at least `steps`: that code has only its last step otherwise.
     """
 
     first: float

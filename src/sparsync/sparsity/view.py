@@ -49,7 +49,7 @@ RULES = {
     "feddip": Rule(shortcuts=False),
     "weights_no_ends": Rule(first=False, last=False),
 }
-"""Rules by name: every weight (SparsyFed's), those of FedDIP's authors' code, those of PruneTrain's port in it."""
+"""Rules by name: every weight (SparsyFed's), those of ``EricLoong/feddip``, those of PruneTrain's port in it."""
 
 
 def prunable_names(module: nn.Module, rule: str | Rule = "all") -> tuple[str, ...]:

@@ -4,7 +4,7 @@
 that contain that one are looked into; all others are single calls, with any control flow inside. The halves are made
 of the model's own layers, so whatever happens to a layer happens to the model and to a half alike.
 
-Where to cut, and why no BatchNorm may lie below: Kohankhaki et al., arXiv:2407.15738, and their code.
+Where to cut, and why no BatchNorm may lie below: Kohankhaki et al., arXiv:2407.15738, and ``mohkoh19/gpsl``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """FLS and FPLS, the baselines: every client contributes a fixed share to each global batch until it has run dry.
 
 Whoever runs dry drops out, so global batches shrink, and an epoch of unequal clients ends in tiny batches of few
-labels. As the authors' code of arXiv:2407.15738. Nothing is drawn: rng is there for the samplers' common contract.
+labels. As in ``mohkoh19/gpsl``, the code of arXiv:2407.15738. Nothing is drawn: rng is there for the samplers' common
+contract.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Owners of samples are drawn from pi, a compromise that EM finds between the labe
 mixture of the clients' label laws is to meet, and a Dirichlet prior made of the clients' sizes and delays. A slow
 client weighs MORE: all its samples are due in every epoch, so the sooner they are gone, the fewer batches wait for it.
 
-Prior and EM follow the authors' code. How they turn pi into a schedule is not public: that is a reconstruction.
+Prior and EM follow ``mohkoh19/gpsl``. How its authors turn pi into a schedule is not public: that is a reconstruction.
 """
 
 from __future__ import annotations
@@ -159,9 +159,9 @@ def lds_prior(
         Seconds per participation, d_k. None if not known yet, which is as strength 0. Default: None.
     offset : float
         At least 0. The maximum of the posterior follows the prior's mode, not its mean, which under-draws small
-        clients; 1 moves the mode where the authors' mean is. Default: 0, the authors' form.
+        clients; 1 moves the mode where that code's mean is. Default: 0, that code's form.
     floor : float
-        Least alpha_k. 1 + 1e-6 keeps what EM maximises strictly concave. Default: 0, the authors' form.
+        Least alpha_k. 1 + 1e-6 keeps what EM maximises strictly concave. Default: 0, that code's form.
 
     Returns
     -------

@@ -33,7 +33,7 @@ def check(counts: npt.ArrayLike, batch_size: int) -> Ints:
     Parameters
     ----------
     counts : array of int, shape (K,)
-        Samples of each client, D_k, at least 1. (With an empty client the authors' fixed samplers never end.)
+        Samples of each client, D_k, at least 1. (With an empty client those of ``mohkoh19/gpsl`` never end.)
     batch_size : int
         Samples of a global batch, B, 1 to D.
 

@@ -26,7 +26,7 @@ def ugs(counts: npt.ArrayLike, batch_size: int, rng: np.random.Generator) -> Sch
     Returns
     -------
     Schedule, (T, K)
-        T = ceil(D / B) rows of floor(D / T) or ceil(D / T) samples, as in the authors' code.
+        T = ceil(D / B) rows of floor(D / T) or ceil(D / T) samples, as in ``mohkoh19/gpsl``.
     """
     held = check(counts, batch_size)
     owners = np.repeat(np.arange(len(held), dtype=np.int32), held)

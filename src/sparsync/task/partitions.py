@@ -115,7 +115,7 @@ def balanced_dirichlet(labels: Ints, workers: int, rng: np.random.Generator, *, 
     table = np.zeros((workers, len(sizes)), dtype=np.int64)
     wanted = [len(part) for part in np.array_split(np.arange(len(labels)), workers)]
     for row, want in zip(table, wanted, strict=True):
-        shares = rng.dirichlet(np.full(len(sizes), alpha)) + 1e-5  # the authors' epsilon: no class is impossible
+        shares = rng.dirichlet(np.full(len(sizes), alpha)) + 1e-5  # SparsyFed's epsilon: no class is impossible
         while missing := want - int(row.sum()):
             open_shares = np.where(left > 0, shares, 0.0)
             drawn = np.minimum(rng.multinomial(missing, open_shares / open_shares.sum()), left)
@@ -177,9 +177,9 @@ def extended_dirichlet(
 ) -> list[Ints]:
     """Each worker owns at most ``classes`` classes, which their owners share in Dirichlet(alpha) proportions, as PSL.
 
-    The authors let workers pick, in turn, class c with probability proportional to exp(-M * times already picked), M
-    classes in all; here the least picked come first and only ties are random, which is the same up to exp(-M). A
-    worker that would hold nothing receives an example of a class it owns.
+    In ``mohkoh19/gpsl`` workers pick, in turn, class c with probability proportional to exp(-M * times already
+    picked), M classes in all; here the least picked come first and only ties are random, which is the same up to
+    exp(-M). A worker that would hold nothing receives an example of a class it owns.
     """
     sizes = _class_sizes(labels, workers)
     _positive("extended-dirichlet", alpha)

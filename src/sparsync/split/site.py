@@ -453,6 +453,7 @@ class Site:
 
 def _portion(held: Ints, left: int) -> Ints:
     """So many samples with as nearly as can be the mix of those that are held, (M,)."""
-    portion, rest = np.divmod(held * left, held.sum())
-    portion[np.argsort(-rest, kind="stable")[: left - portion.sum()]] += 1
+    wanted, total = held * left, held.sum()
+    portion: Ints = wanted // total
+    portion[np.argsort(-(wanted % total), kind="stable")[: left - portion.sum()]] += 1
     return portion

@@ -123,6 +123,7 @@ GOOD = by_python_2(pixels(1), [5])
         GOOD.replace(b"U\6labels", b"U\6Labels"),
         pickle.dumps({"data": pixels(1).astype(np.int64), "labels": [0]}),
         pickle.dumps({"data": pixels(1).tolist(), "labels": [0]}),
+        GOOD.replace(b"T" + struct.pack("<i", 3072) + GOOD[-3072 - 30 : -30], b"X\2\0\0\0\xce\xb1"),
         pickle.dumps({"data": pixels(1), "labels": [-1]}),
         pickle.dumps({"data": pixels(1), "labels": [10**100]}),
         pickle.dumps({"data": np.asfortranarray(np.vstack([pixels(1)] * 2)), "labels": [0, 0]}, 2),

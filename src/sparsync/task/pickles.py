@@ -7,8 +7,8 @@ looked up or called, whatever the file says.
 
 from __future__ import annotations
 
-import math
 import pickletools
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def read_pickled(path: Path, labels: str) -> tuple[Bytes, Bytes]:
     """
     batch = _read(path)
     pixels, numbers = _pixels(batch.get("data")), batch.get(labels)
-    if pixels is None or pixels.ndim != 2 or pixels.shape[1] != 3072:
+    if pixels is None:
         raise DataError(f"{path}: holds no array of (n, 3072) bytes under 'data'; fetch the Python version again")
     if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < 256 for number in numbers):
         raise DataError(f"{path}: holds no list of labels under {labels!r}; fetch the Python version again")
@@ -156,16 +156,16 @@ def _entries(items: list[Any]) -> dict[str, Any]:
 
 
 def _pixels(value: Any) -> Bytes | None:
-    """Return an array of bytes that a pickle describes, in either of numpy's ways; None if it is none."""
+    """Return an array of (n, 3072) bytes that a pickle describes, in either of numpy's ways; None if it is none."""
     match value:
-        case _Call((_, "_reconstruct"), _, (_, tuple(shape), dtype, False, str(data))):
+        case _Call((_, "_reconstruct"), _, (_, (int(n), 3072), dtype, False, str(data))):
             pass
-        case _Call((_, "_frombuffer"), (str(data), dtype, tuple(shape), "C")):
+        case _Call((_, "_frombuffer"), (str(data), dtype, (int(n), 3072), "C")):
             pass
         case _:
             return None
     match dtype:
-        case _Call(("numpy", "dtype"), ("u1" | "|u1", *_)) if all(type(n) is int for n in shape):
-            pixels = np.frombuffer(data.encode("latin-1"), np.uint8)
-            return pixels.reshape(shape) if math.prod(shape) == len(pixels) else None
+        case _Call(("numpy", "dtype"), ("u1" | "|u1", *_)) if len(data) == n * 3072:
+            with suppress(UnicodeEncodeError):  # of a text where bytes belong
+                return np.frombuffer(data.encode("latin-1"), np.uint8).reshape(n, 3072)
     return None

@@ -242,6 +242,8 @@ def _compare(
     folder, dataset = order.folder, task.dataset
     records = Records(folder, order.experiment, group)
     with _stopping() as stopping, _watched(order, group) as watcher:
+        if watcher and dataset.note:
+            watcher.noted(dataset.note)
         for i, seed in enumerate(experiment.seeds):
             labels = dataset.train.labels.numpy()
             parts = partition(experiment.partition, labels, experiment.workers, seed)

@@ -25,3 +25,9 @@ class DivergedError(SparsyncError):
 
 class Interrupted(SparsyncError):
     """The user asked to stop; everything needed to resume has been saved."""
+
+
+def described(error: BaseException) -> str:
+    """Return the type and the first line of another's error, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
 import tomllib
@@ -198,10 +197,7 @@ class Experiment(BaseModel):
     def import_modules(self) -> None:
         """Import what `imports` names: in every process, before anything is looked up."""
         for name in self.imports:
-            try:
-                importlib.import_module(name)
-            except ImportError as error:
-                raise UsageError(f"imports: cannot import {name!r} ({error}); name an importable module") from None
+            spec.import_module(name, "imports", "name an importable module")
 
     def strategy(self, label: str) -> PeerStrategy | FederatedStrategy | SplitStrategy:
         """Return the strategy of a label."""

@@ -22,6 +22,9 @@ from sparsync.spec import parse
 class Watcher(Protocol):
     """Who looks on while a comparison runs (rank 0 only): the terminal's live table, or a test."""
 
+    def noted(self, text: str) -> None:
+        """There is something to tell about the data."""
+
     def started(self, label: str, seed: int, step: int) -> None:
         """A strategy begins, or goes on at `step`."""
 

@@ -13,16 +13,19 @@ import functools
 import importlib
 import inspect
 import re
+import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
-from sparsync.errors import UsageError
+from sparsync.errors import SparsyncError, UsageError, described
 
 T = TypeVar("T")
 
@@ -233,13 +236,53 @@ def _validated(entry: Entry[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(values, name) for name in fields}
 
 
+@contextmanager
+def foreign(message: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a user's own code raises, ``sys.exit`` included, into one line: message (error, place); remedy."""
+    try:
+        yield
+    except SparsyncError:
+        raise
+    except (Exception, SystemExit) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if last.filename.startswith("<frozen") else f", at {last.filename}:{last.lineno}"
+        raise UsageError(f"{message} ({described(error)}{place}); {remedy}") from error
+
+
+def import_module(name: str, what: str, otherwise: str) -> ModuleType:
+    """Import a user's module.
+
+    Parameters
+    ----------
+    name : str
+        The module.
+    what : str
+        What names it, for the message: ``"imports"``.
+    otherwise : str
+        What to do if there is no such module.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or it raises anything while it is imported.
+    """
+    message = f"{what}: cannot import {name!r}"
+    with foreign(message, "mend the module"):
+        try:
+            if not name.strip(".") or name.startswith("."):
+                raise ModuleNotFoundError(f"No module can be named {name!r}")
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UsageError(f"{message} ({error}); {otherwise}") from None
+
+
 def imported(spec: str, registry: Registry[Any]) -> Callable[..., object] | None:
     """Return the function that ``package.module:function`` names; None if the spec is the registry's to build.
 
     Raises
     ------
     UsageError
-        If it names a module or function that does not exist.
+        If it names a module or function that does not exist, or the module raises anything while it is imported.
     """
     place, _, name = spec.strip().partition(":")
     if place in registry.entries or not ("." in place or name.isidentifier()):
@@ -247,13 +290,9 @@ def imported(spec: str, registry: Registry[Any]) -> Callable[..., object] | None
     what = f"{registry.kind} {spec!r}"
     if not name.isidentifier():
         raise UsageError(f"{what}: expected package.module:function, but no function is named after the colon")
-    try:
-        module = importlib.import_module(place)
-    except (ImportError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{what}: cannot import {place!r} ({error}); choose one of {', '.join(sorted(registry.entries))}, or put "
-            "the module's folder on PYTHONPATH"
-        ) from None
+    module = import_module(
+        place, what, f"choose one of {', '.join(sorted(registry.entries))}, or put the module's folder on PYTHONPATH"
+    )
     function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{what}: module {place!r} has no function {name!r}; define it there")

@@ -66,13 +66,13 @@ class Items(torch.utils.data.Dataset):
 
 def test_map_datasets_are_read_on_demand() -> None:
     source = Items(targets=[0, 1, 0, 1, 0])
-    examples = Examples.from_map(source, mean=1.0)
+    examples = from_torch(source, Items(), 2, mean=1.0).train
     assert source.made == 1  # one item tells the shape
     inputs, labels = examples.batch(np.array([3, 2]))
     assert inputs[:, 0, 0, 0].tolist() == [2.0, 1.0]
     assert labels.tolist() == [1, 0]
     assert (len(examples), examples.shape) == (5, (1, 2, 2))
-    assert torch.equal(Examples.from_map(Items()).labels, examples.labels)  # no targets: every item is read
+    assert torch.equal(from_torch(Items(), Items(), 2).train.labels, examples.labels)  # no targets: every item is read
 
 
 def test_map_and_tensor_agree() -> None:
@@ -98,12 +98,13 @@ def test_foreign_items_are_refused() -> None:
         def __iter__(self) -> Iterator[object]:
             return iter(())
 
+    zeros = torch.zeros(5, dtype=torch.int64)
     with pytest.raises(DataError, match="input 0 is a str, expected a tensor or an array"):
-        Examples.from_map(Texts())
-    with pytest.raises(DataError, match="input 2 differs in shape"):
-        Examples.from_map(Ragged()).batch(np.array([1, 2]))
+        Examples(Texts(), zeros)
+    with pytest.raises(DataError, match=r"input 1 is float32 of shape \(2,\), the first is float32 of \(1,\)"):
+        Examples(Ragged(), zeros).batch(np.array([1]))
     with pytest.raises(DataError, match="cannot be indexed"):
-        Examples.from_map(Stream())
+        from_torch(Stream(), Stream(), 2)
 
 
 INT = torch.int64

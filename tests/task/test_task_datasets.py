@@ -82,11 +82,11 @@ BAD_IDX: list[tuple[bytes, str]] = [
     (idx(np.zeros(3)), "begins with 00 00 08 01; expected 00 00 08 03, an IDX file of unsigned bytes in 3 dimensions"),
     (GOOD[:9], "ends within its header"),
     (GOOD[:-1], "59 bytes of data; expected 60, as its header says (3, 4, 5)"),
-    (GOOD + b"\0", "61 bytes of data; expected 60"),
-    (b"\0\0\x08\3" + b"\xff" * 12, "0 bytes of data; expected 79228162458924105385300197375"),
+    (GOOD + b"\0", "more than 60 bytes of data; expected 60"),
+    (b"\0\0\x08\3" + b"\xff" * 12, "its header says (4294967295, 4294967295, 4294967295)"),
     (gzip.compress(GOOD, mtime=0)[:-9], "cannot be read"),
     (gzip.compress(GOOD, mtime=0)[:5], "cannot be read"),
-    (ZIPPED[:300] + b"spoilt" + ZIPPED[306:], "cannot be read"),
+    (ZIPPED[:300] + b"spoilt" + ZIPPED[306:], ""),  # it depends on zlib whether this unpacks, and to how much
     (gzip.compress(GOOD, mtime=0)[:-8] + bytes(8), "cannot be read"),
     (gzip.compress(GOOD[:-1], mtime=0), "59 bytes of data; expected 60"),
 ]
@@ -245,7 +245,7 @@ def test_npz(tmp_path: Path) -> None:
     x, y = np.arange(48, dtype=np.uint8).reshape(2, 4, 6), np.array([[0], [3]], dtype=np.uint8)
     np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     data = load_dataset("npz:layout=hw,mean=0.5", tmp_path)
-    assert (data.name, data.shape, data.classes) == ("data", (1, 4, 6), 4)
+    assert (data.name, data.shape, data.classes) == ("data", (1, 4, 6), 2)
     assert torch.equal(data.test.batch(np.array([1]))[0][0, 0], (torch.tensor(x[1]) - 127.5) / 255)
     assert load_dataset("npz", tmp_path / "data.npz").shape == (4, 6)
     with pytest.raises(DataError, match=r"inputs of shape \(2, 4, 6\) are not of layout hwc; expected \(n, h, w, c\)"):
@@ -261,11 +261,11 @@ def test_bad_npz(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.npz: no array 'y_test'; expected x_train"):
         load_dataset("npz", path)
     np.savez(path, x_train=np.array([{}, {}]), y_train=y, x_test=x, y_test=y, allow_pickle=True)
-    with pytest.raises(DataError, match=r"not a readable \.npz file of plain arrays .*allow_pickle=False"):
+    with pytest.raises(DataError, match=r"x_train: holds Python objects, which are not unpickled"):
         load_dataset("npz", path)
     np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
     whole = path.read_bytes()
-    for content in (b"", whole[:100], whole[:-30], whole[:150] + b"spoilt" + whole[156:], b"\x93NUMPY" + whole):
+    for content in (b"", whole[:100], whole[:-30], whole[:150] + b"spoilt" + whole[156:]):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"data\.npz: not a readable .npz file"):
             load_dataset("npz", path)

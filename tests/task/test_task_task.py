@@ -133,7 +133,7 @@ def test_bad_models(digits: Dataset, model: str | Callable[..., nn.Module], mess
 
 def test_one_training_example_is_enough() -> None:
     x, y = np.zeros((1, 1, 8, 8), dtype=np.uint8), np.array([1])
-    task = Task(from_arrays(x, y, x, y), "resnet8")
+    task = Task(from_arrays(x, y, x, y, classes=2), "resnet8")
     assert not task.stochastic(task.module(0))
 
 

@@ -59,6 +59,10 @@ class LiveTable:
         if self._live:
             self._live.stop()
 
+    def noted(self, text: str) -> None:
+        """There is something to tell about the data."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def started(self, label: str, seed: int, step: int) -> None:
         """A strategy begins, or goes on at `step`."""
         self.rows[label, seed] = {

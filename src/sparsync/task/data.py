@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.utils.data
 from torch import Tensor
 
-from sparsync.errors import DataError
+from sparsync.errors import DataError, described
+from sparsync.task.classes import class_count
 
 MapDataset = torch.utils.data.Dataset[Any]
 """Any map-style dataset: it has a length, and indexing yields (input, label)."""
+
+_MAP = "expected a map-style dataset whose items are pairs (input, label)"
+
+_STORED = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Examples:
@@ -27,10 +33,11 @@ class Examples:
     Parameters
     ----------
     inputs : Tensor or map-style dataset
-        Inputs of shape (n, ...), uint8 or floating; or a ``torch.utils.data.Dataset`` of such inputs, whose items
-        are stacked on demand (see :meth:`from_map`).
+        Inputs of shape (n, ...), uint8 or floating; or a ``torch.utils.data.Dataset`` whose items are pairs of such an
+        input, as a tensor or array, and its label. Items are read when they are needed and stacked, so they must be of
+        one shape and type; their values are not checked, and what they draw at random is the dataset's own affair.
     labels : Tensor
-        Labels of shape (n,), any integer type, at least 0.
+        Class numbers of shape (n,), any integer type, at least 0.
     mean, std : float or sequence of float
         Of each channel (the first dimension of ``shape``), or one number for all; defaults 0 and 1.
     name : str
@@ -39,7 +46,7 @@ class Examples:
     Attributes
     ----------
     inputs, labels
-        As given; labels as int64 and tensors contiguous.
+        As given; labels as int64, tensors contiguous and without a gradient.
     shape : tuple of int
         Shape of one input.
 
@@ -59,7 +66,9 @@ class Examples:
         std: float | Sequence[float] = 1.0,
         name: str = "examples",
     ) -> None:
-        n = len(inputs)  # type: ignore[arg-type]  # torch's Dataset does not declare the length that map-style ones have
+        if isinstance(inputs, Tensor) and inputs.dim() == 0:
+            raise DataError(f"{name}: expected inputs of shape (n, ...), got one number")
+        n = length(inputs, name)
         if n == 0:
             raise DataError(f"{name}: there are no examples; at least one is needed")
         if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -68,16 +77,16 @@ class Examples:
             )
         if len(labels) != n:
             raise DataError(f"{name}: {n} inputs but {len(labels)} labels; every input needs exactly one label")
-        if labels.min() < 0:
-            raise DataError(f"{name}: label {int(labels.min())} is negative; labels count from 0")
         self.name = name
-        self.inputs = inputs.contiguous() if isinstance(inputs, Tensor) else inputs
+        self.inputs = inputs.detach().contiguous() if isinstance(inputs, Tensor) else inputs
         self.labels = labels.long().contiguous()
-        first = self._rows(torch.zeros(1, dtype=torch.int64))
-        self.shape = tuple(first.shape[1:])
+        if (lowest := int(self.labels.min())) < 0:
+            raise DataError(f"{name}: label {lowest} is negative; labels count from 0")
+        first = self.inputs[0] if isinstance(self.inputs, Tensor) else self._item(0)
+        self.shape, self._dtype = tuple(first.shape), first.dtype
         if not self.shape or 0 in self.shape:
             raise DataError(f"{name}: expected inputs of shape (n, ...), got one input of shape {self.shape}")
-        if first.dtype != torch.uint8 and not first.is_floating_point():
+        if first.dtype not in _STORED:
             raise DataError(
                 f"{name}: inputs are {_named(first.dtype)}; expected uint8 or a floating type, so convert them"
             )
@@ -90,32 +99,6 @@ class Examples:
         if first.dtype == torch.uint8:
             self._mean, self._std = self._mean * 255, self._std * 255
         self._placed: dict[tuple[torch.dtype, str], tuple[Tensor | None, Tensor | None]] = {}
-
-    @classmethod
-    def from_map(
-        cls,
-        source: MapDataset,
-        *,
-        mean: float | Sequence[float] = 0.0,
-        std: float | Sequence[float] = 1.0,
-        name: str = "examples",
-    ) -> Examples:
-        """Wrap a map-style ``torch.utils.data.Dataset`` whose items are (input, label), without loading its inputs.
-
-        Labels are gathered once: from ``source.targets`` where it has that and no ``target_transform``, else by
-        reading every item. Inputs must be tensors or arrays of one shape; their values are not checked. Whatever the
-        dataset itself draws at random comes from the generators it chooses.
-        """
-        if isinstance(source, torch.utils.data.IterableDataset):
-            raise DataError(f"{name}: a {type(source).__name__} cannot be indexed; expected a map-style dataset")
-        targets = getattr(source, "targets", None)
-        if targets is None or getattr(source, "target_transform", None) is not None:
-            targets = [source[i][1] for i in range(len(source))]  # type: ignore[arg-type]  # as in __init__
-        try:
-            labels = torch.as_tensor(targets)
-        except (TypeError, ValueError, RuntimeError):
-            raise DataError(f"{name}: expected one integer label per item") from None
-        return cls(source, labels, mean=mean, std=std, name=name)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -160,23 +143,31 @@ class Examples:
         if isinstance(self.inputs, Tensor):  # the flat view is what makes index_select fast
             n, *shape = self.inputs.shape
             return self.inputs.view(n, math.prod(shape)).index_select(0, index).view(len(index), *shape)
-        items = []
-        for i in index.tolist():
-            item = self.inputs[i][0]
-            if not isinstance(item, Tensor | np.ndarray):
+        items = [self._item(i) for i in index.tolist()]
+        for i, item in zip(index.tolist(), items, strict=True):
+            if item.shape != self.shape or item.dtype != self._dtype:
                 raise DataError(
-                    f"{self.name}: input {i} is a {type(item).__name__}, expected a tensor or an array; "
-                    "give the dataset a transform that makes one, such as torchvision's ToTensor"
+                    f"{self.name}: input {i} is {_named(item.dtype)} of shape {tuple(item.shape)}, the first is "
+                    f"{_named(self._dtype)} of {self.shape}; give all inputs one shape and type"
                 )
-            items.append(item if isinstance(item, Tensor) else torch.from_numpy(np.array(item)))
-        odd = next((i for i, item in zip(index.tolist(), items, strict=True) if item.shape != items[0].shape), None)
-        if odd is not None:
-            raise DataError(f"{self.name}: input {odd} differs in shape from the others; give all inputs one shape")
         return torch.stack(items) if items else torch.empty(0, *self.shape)
+
+    def _item(self, i: int) -> Tensor:
+        """Return input i of a map-style dataset."""
+        value, _ = pair(cast(MapDataset, self.inputs), i, self.name)
+        if not isinstance(value, Tensor | np.ndarray):
+            raise DataError(
+                f"{self.name}: input {i} is a {type(value).__name__}, expected a tensor or an array; "
+                "give the dataset a transform that makes one, such as torchvision's ToTensor"
+            )
+        return as_tensor(value, f"{self.name}, input {i}")
 
     def _per_channel(self, what: str, value: float | Sequence[float]) -> Tensor:
         """Return mean or std as float64, (channels, 1, ...)."""
-        given = torch.as_tensor(value, dtype=torch.float64).flatten()
+        try:
+            given = torch.as_tensor(value, dtype=torch.float64).flatten()
+        except (TypeError, ValueError, RuntimeError):
+            given = torch.empty(0)
         if len(given) not in (1, self.shape[0]) or not torch.isfinite(given).all():
             raise DataError(
                 f"{self.name}: {what} is {value}; expected one number, or one for each of {self.shape[0]} channels"
@@ -205,6 +196,8 @@ class Dataset:
         Number of classes, at least 2; labels are 0 to classes - 1.
     class_names : tuple of str
         One per class; the numbers themselves if left empty.
+    note : str
+        What a user should be told when training begins, such as how labels were numbered.
 
     Raises
     ------
@@ -217,10 +210,10 @@ class Dataset:
     test: Examples
     classes: int
     class_names: tuple[str, ...] = ()
+    note: str = ""
 
     def __post_init__(self) -> None:
-        if self.classes < 2:
-            raise DataError(f"dataset {self.name!r}: {self.classes} classes; at least 2 are needed")
+        object.__setattr__(self, "classes", class_count(self.classes, f"dataset {self.name!r}"))
         if self.train.shape != self.test.shape:
             raise DataError(
                 f"dataset {self.name!r}: training inputs have shape {self.train.shape}, test inputs {self.test.shape}; "
@@ -229,8 +222,7 @@ class Dataset:
         for examples in (self.train, self.test):
             if (highest := int(examples.labels.max())) >= self.classes:
                 raise DataError(f"{examples.name}: label {highest} is out of range; expected 0 to {self.classes - 1}")
-        if not self.class_names:
-            object.__setattr__(self, "class_names", tuple(map(str, range(self.classes))))
+        object.__setattr__(self, "class_names", tuple(map(str, self.class_names or range(self.classes))))
         if len(self.class_names) != self.classes:
             raise DataError(f"dataset {self.name!r}: {len(self.class_names)} class names for {self.classes} classes")
 
@@ -238,6 +230,68 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return self.train.shape
+
+
+def length(source: Tensor | MapDataset, name: str) -> int:
+    """Return how many examples there are.
+
+    Raises
+    ------
+    DataError
+        If they cannot be counted, and so not be indexed.
+    """
+    if not isinstance(source, torch.utils.data.IterableDataset):
+        try:
+            return len(source)  # type: ignore[arg-type]  # torch's Dataset does not declare what map-style ones have
+        except Exception as error:  # it is the user's own code
+            raise DataError(f"{name}: a {type(source).__name__} has no length ({described(error)}); {_MAP}") from error
+    raise DataError(f"{name}: a {type(source).__name__} cannot be indexed; {_MAP}")
+
+
+def pair(source: MapDataset, i: int, name: str) -> tuple[object, object]:
+    """Return input and label of item i.
+
+    Raises
+    ------
+    DataError
+        If the item cannot be read, or is anything but a pair.
+    """
+    try:
+        item = source[i]
+    except Exception as error:  # it is the user's own code
+        raise DataError(f"{name}: item {i} cannot be read ({described(error)}); {_MAP}") from error
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        said = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+        keys = f" with keys {', '.join(map(str, item))}" if isinstance(item, dict) else ""
+        raise DataError(f"{name}: item {i} is a {type(item).__name__}{said}{keys:.100}; {_MAP}")
+    return item[0], item[1]
+
+
+def item_labels(source: MapDataset, name: str) -> object:
+    """Return all labels: ``source.targets``, if it has that and no ``target_transform``; else each item is read."""
+    targets = getattr(source, "targets", None)
+    if targets is None or getattr(source, "target_transform", None) is not None:
+        return [pair(source, i, name)[1] for i in range(length(source, name))]
+    return targets
+
+
+def as_tensor(value: npt.ArrayLike | Tensor, name: str) -> Tensor:
+    """Return numbers as a tensor on the CPU without a gradient; arrays are copied.
+
+    Raises
+    ------
+    DataError
+        If they are no numbers, or no array.
+    """
+    try:
+        if isinstance(value, Tensor):
+            return value.detach().cpu().to_dense()
+        array = np.array(value)  # a copy: what torch shares must be writable, and not change behind its back
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{name}: expected an array of numbers ({described(error)})") from error
+    if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
+        raise DataError(f"{name}: expected an array of numbers, got {array.dtype} of shape {array.shape}")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def _named(dtype: torch.dtype) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,19 +16,22 @@ from pydantic import BeforeValidator
 
 from sparsync.errors import DataError, UsageError
 from sparsync.randomness import generator
-from sparsync.spec import Registry, imported
-from sparsync.task.data import Dataset, Examples, MapDataset
+from sparsync.spec import Registry, foreign, imported
+from sparsync.task.classes import Classes, listed
+from sparsync.task.data import Dataset, Examples, MapDataset, as_tensor, item_labels
 from sparsync.task.files import (
     Bytes,
     channels_first,
-    find_folder,
+    find_file,
     read_arrays,
     read_idx,
     read_pictures,
     read_records,
+    read_words,
     required,
     subfolders,
 )
+from sparsync.task.pickles import read_pickled, read_pickled_names
 
 DATASETS: Registry[Dataset] = Registry("dataset")
 """Functions (root, *, options) -> Dataset; call them through `load_dataset`."""
@@ -38,15 +44,15 @@ def load_dataset(spec: str, root: Path | str | None = None) -> Dataset:
     ----------
     spec : str
         Name and parameters of a registered dataset, e.g. ``"mnist"`` or ``"cifar10:mean=0.5,std=0.5"``; or
-        ``"package.module:function"``, a function of the root that returns a `Dataset` (see `from_arrays`,
-        `from_torch`).
+        ``"package.module:function"``, a function of the root, or of nothing, that returns a `Dataset` (see
+        `from_arrays`, `from_torch`). A parameter with a default is given the root only if there is one.
     root : Path or str, optional
         Folder of its files, ``--data-root`` on the command line; ``"digits"`` needs none.
 
     Raises
     ------
     UsageError
-        If the spec is not valid, or the root is missing.
+        If the spec is not valid, the root is missing, or the function raises anything.
     DataError
         If a file is missing, truncated or corrupt.
     """
@@ -54,10 +60,24 @@ def load_dataset(spec: str, root: Path | str | None = None) -> Dataset:
     function = imported(spec, DATASETS)
     if function is None:
         return DATASETS.build(spec, where)
-    made = function(where)
+    arguments = _taken(function, where, spec)
+    with foreign(f"dataset {spec!r}: it cannot be made", "mend the function"):
+        made = function(*arguments)
     if not isinstance(made, Dataset):
         raise UsageError(f"dataset {spec!r}: it returned a {type(made).__name__}; expected a sparsync.Dataset")
     return made
+
+
+def _taken(function: Callable[..., object], root: Path | None, spec: str) -> tuple[Path | None, ...]:
+    """Return what a user's function is called with: the root if it is given or required, and nothing otherwise."""
+    ways: list[tuple[Path | None, ...]] = [(), (root,)] if root is None else [(root,), ()]
+    for way in ways:
+        try:
+            inspect.signature(function).bind(*way)
+        except (TypeError, ValueError):
+            continue
+        return way
+    raise UsageError(f"dataset {spec!r}: expected a function of the data root, or of nothing")
 
 
 def from_arrays(
@@ -78,12 +98,14 @@ def from_arrays(
     ----------
     x_train, x_test : array
         Inputs, (n, ...), uint8 or floating; pictures as (n, channels, height, width).
-    y_train, y_test : array of int
-        Labels, (n,), from 0.
+    y_train, y_test : array
+        Labels, (n,): whole numbers or texts. The classes are the training labels in sorted order, each with its label
+        as its name: {7, 57} are two classes, "7" and "57". If that does not leave labels as they are, the dataset's
+        ``note`` says so.
     classes : int, optional
-        Number of classes; default: the number of names, else the highest label plus one.
+        Number of classes. If it is stated, number labels are class numbers, from 0, and need not all occur.
     class_names : sequence of str, optional
-        One per class.
+        One per class, which states their number as well; text labels are then these names.
     mean, std : float or sequence of float
         Normalisation as in `Examples`.
     name : str
@@ -94,25 +116,18 @@ def from_arrays(
     DataError
         If the arrays are not as above; see `Examples` and `Dataset`.
     """
-    parts = [
-        Examples(
-            _tensor(x, f"{name}, {part} inputs"),
-            _tensor(y, f"{name}, {part} labels"),
-            mean=mean,
-            std=std,
-            name=f"{name}, {part}",
-        )
-        for x, y, part in ((x_train, y_train, "train"), (x_test, y_test, "test"))
+    parts = ((x_train, y_train, "train"), (x_test, y_test, "test"))
+    arrays = [
+        (as_tensor(x.clone() if isinstance(x, torch.Tensor) else x, f"{name}, {part} inputs"), y)
+        for x, y, part in parts
     ]
-    if classes is None:
-        classes = len(class_names) or max(int(part.labels.max()) for part in parts) + 1
-    return Dataset(name, parts[0], parts[1], classes, tuple(class_names))
+    return _dataset(name, arrays, classes, class_names, mean, std)
 
 
 def from_torch(
     train: MapDataset,
     test: MapDataset,
-    classes: int,
+    classes: int | None = None,
     *,
     class_names: Sequence[str] = (),
     mean: float | Sequence[float] = 0.0,
@@ -124,19 +139,37 @@ def from_torch(
     Parameters
     ----------
     train, test : Dataset
-        Items are (input, label); see `Examples.from_map`.
-    classes : int
-        Number of classes.
-    class_names, mean, std, name
+        Items are pairs (input, label); see `Examples`. Labels are gathered once: from ``targets`` where a dataset has
+        that and no ``target_transform``, else by reading every item.
+    classes, class_names, mean, std, name
         As in `from_arrays`.
+
+    Raises
+    ------
+    DataError
+        If the datasets are not as above; see `Examples` and `Dataset`.
     """
-    return Dataset(
-        name,
-        Examples.from_map(train, mean=mean, std=std, name=f"{name}, train"),
-        Examples.from_map(test, mean=mean, std=std, name=f"{name}, test"),
-        classes,
-        tuple(class_names),
+    sources = [(source, item_labels(source, f"{name}, {part}")) for source, part in ((train, "train"), (test, "test"))]
+    return _dataset(name, sources, classes, class_names, mean, std)
+
+
+def _dataset(
+    name: str,
+    parts: Sequence[tuple[torch.Tensor | MapDataset, object]],
+    classes: int | None,
+    class_names: Sequence[str],
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+) -> Dataset:
+    """Make a dataset of the inputs and labels to train and to test with."""
+    titles = f"{name}, train", f"{name}, test"
+    labels = [listed(said, title) for (_, said), title in zip(parts, titles, strict=True)]
+    kinds = Classes.of(labels[0], classes, class_names, name)
+    train, test = (
+        Examples(inputs, kinds.tensor(said, title), mean=mean, std=std, name=title)
+        for (inputs, _), said, title in zip(parts, labels, titles, strict=True)
     )
+    return Dataset(name, train, test, len(kinds.names), kinds.names, kinds.note)
 
 
 def _numbers(value: object) -> object:
@@ -200,23 +233,25 @@ def fashion_mnist(root: Path | None, *, normalise: bool = False) -> Dataset:
 def cifar10(
     root: Path | None, *, mean: Channels = (0.4914, 0.4822, 0.4465), std: Channels = (0.2470, 0.2435, 0.2616)
 ) -> Dataset:
-    """CIFAR-10, 32x32 colour, from its binary version: ``data_batch_1.bin`` to ``5`` and ``test_batch.bin``.
+    """CIFAR-10, 32x32 colour, from ``data_batch_1`` to ``5`` and ``test_batch`` of its binary or Python version.
 
     Parameters
     ----------
     root : Path
-        Folder that holds the files itself, or in ``cifar-10-batches-bin`` (or in ``cifar10``, the same).
+        Folder that holds the files itself, or in ``cifar-10-batches-bin`` or ``cifar-10-batches-py``, which torchvision
+        has (or in ``cifar10``, the same). The Python version's pickles are read as data, and nothing in them is run.
     mean, std : tuple of float
         Normalisation per channel, on the scale 0 to 1; default: of the training set.
     """
-    folder = find_folder("cifar10", root, "cifar-10-batches-bin", "test_batch.bin")
-    train = [read_records(folder / f"data_batch_{i}.bin", label_bytes=1) for i in range(1, 6)]
+    test = find_file("cifar10", root, "cifar-10-batches-bin/test_batch.bin", "cifar-10-batches-py/test_batch")
+    read = partial(read_records, label_bytes=1) if test.suffix else partial(read_pickled, labels="labels")
+    train = [read(test.with_name(f"data_batch_{i}{test.suffix}")) for i in range(1, 6)]
     pictures, labels = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     return from_arrays(
         pictures,
         labels,
-        *read_records(folder / "test_batch.bin", label_bytes=1),
+        *read(test),
         class_names=names,
         mean=mean,
         std=std,
@@ -228,23 +263,27 @@ def cifar10(
 def cifar100(
     root: Path | None, *, mean: Channels = (0.5071, 0.4865, 0.4409), std: Channels = (0.2673, 0.2564, 0.2762)
 ) -> Dataset:
-    """CIFAR-100, 32x32 colour, fine labels, from its binary version: ``train.bin`` and ``test.bin``.
+    """CIFAR-100, 32x32 colour, fine labels, from ``train`` and ``test`` of its binary or Python version.
 
     Parameters
     ----------
     root : Path
-        Folder that holds the files itself, or in ``cifar-100-binary`` (or in ``cifar100``, the same). Class names come
-        from ``fine_label_names.txt`` where it is there too.
+        Folder that holds the files itself, or in ``cifar-100-binary`` or ``cifar-100-python``, as in `cifar10` (or in
+        ``cifar100``, the same). Class names come from ``fine_label_names.txt`` or ``meta`` where it is there too.
     mean, std : tuple of float
         Normalisation per channel, on the scale 0 to 1; default: of the training set.
     """
-    folder = find_folder("cifar100", root, "cifar-100-binary", "test.bin")
-    listed = folder / "fine_label_names.txt"
+    test = find_file("cifar100", root, "cifar-100-binary/test.bin", "cifar-100-python/test")
+    if test.suffix:
+        read, names, read_names = partial(read_records, label_bytes=2), "fine_label_names.txt", read_words
+    else:
+        read, names, read_names = partial(read_pickled, labels="fine_labels"), "meta", read_pickled_names
+    path = test.with_name(names)
     return from_arrays(
-        *read_records(folder / "train.bin", label_bytes=2),
-        *read_records(folder / "test.bin", label_bytes=2),
+        *read(test.with_name(f"train{test.suffix}")),
+        *read(test),
         classes=100,
-        class_names=listed.read_text().split() if listed.is_file() else (),
+        class_names=read_names(path) if os.path.isfile(path) else (),
         mean=mean,
         std=std,
         name="cifar100",
@@ -265,8 +304,8 @@ def folder(root: Path | None, *, size: int | None = None, mean: Channels = (0.0,
         Normalisation, on the scale 0 to 1; default: none.
     """
     at = required("folder", root)
-    if size is not None and size < 1:
-        raise UsageError(f"dataset 'folder': size={size}; expected at least 1 pixel")
+    if size is not None and not 1 <= size <= 4096:
+        raise UsageError(f"dataset 'folder': size={size}; expected 1 to 4096 pixels")
     names = subfolders(at / "train")
     if strange := sorted(set(subfolders(at / "test")) - set(names)):
         raise DataError(
@@ -284,6 +323,7 @@ def npz(
     root: Path | None,
     *,
     layout: Literal["chw", "hwc", "hw"] = "chw",
+    classes: int | None = None,
     mean: Channels = (0.0,),
     std: Channels = (1.0,),
 ) -> Dataset:
@@ -296,22 +336,16 @@ def npz(
     layout : {"chw", "hwc", "hw"}
         How one input is stored: as it is used (channels first; or no picture at all), channels last, or without any
         channel dimension, which is then added.
+    classes : int, optional
+        Number of classes, as in `from_arrays`.
     mean, std : tuple of float
         Normalisation as in `Examples`; default: none, but uint8 is always divided by 255.
     """
     path = required("npz", root)
-    path = path / "data.npz" if path.is_dir() else path
+    path = path / "data.npz" if os.path.isdir(path) else path
     x_train, y_train, x_test, y_test = read_arrays(path, ("x_train", "y_train", "x_test", "y_test"))
     x_train, x_test = (channels_first(x, layout, path) for x in (x_train, x_test))
-    y_train, y_test = (y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y for y in (y_train, y_test))
-    return from_arrays(x_train, y_train, x_test, y_test, mean=mean, std=std, name=path.stem)
-
-
-def _tensor(value: npt.ArrayLike, name: str) -> torch.Tensor:
-    array = np.array(value)  # a copy: what torch shares must be writable, and not change behind its back
-    if array.dtype.kind not in "uif" or array.dtype.itemsize > 8 or array.ndim == 0:
-        raise DataError(f"{name}: expected an array of numbers, got {array.dtype} of shape {array.shape}")
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    return from_arrays(x_train, y_train, x_test, y_test, classes=classes, mean=mean, std=std, name=path.stem)
 
 
 def _idx_dataset(
@@ -321,9 +355,8 @@ def _idx_dataset(
     for part in ("train", "t10k"):
         for what, dims in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1)):
             file = f"{part}-{what}"
-            place = find_folder(name, root, usual, file, f"{file}.gz")
-            path = place / file
-            arrays.append(read_idx(path if path.is_file() else place / f"{file}.gz", dims))
+            path = find_file(name, root, f"{usual}/{file}", f"{usual}/{file}.gz")
+            arrays.append(read_idx(path, dims))
         if len(arrays[-2]) != len(arrays[-1]):
             raise DataError(f"{path}: {len(arrays[-1])} labels for {len(arrays[-2])} images; expected equal numbers")
     x_train, y_train, x_test, y_test = arrays

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sparsync.errors import UsageError
 from sparsync.sparsity import truncated_normal_
-from sparsync.spec import Registry, imported
+from sparsync.spec import Registry, foreign, imported
 
 Shape = tuple[int, ...]
 Norm = Literal["batch", "group"]
@@ -73,7 +73,8 @@ def _call(function: Callable[..., object], name: str, shape: Shape, classes: int
         raise UsageError(
             f"model {name!r}: it requires ({names}); expected a function of (shape, classes) or of nothing"
         )
-    made = function(shape, classes) if required else function()
+    with foreign(f"model {name!r}: it cannot be built", "mend the function"):
+        made = function(shape, classes) if required else function()
     if not isinstance(made, nn.Module):
         raise UsageError(f"model {name!r}: it returned a {type(made).__name__}; expected a torch.nn.Module")
     return made

@@ -131,7 +131,7 @@ def test_devices_agree_on_data_and_model_and_not_on_where_they_compute() -> None
     said = Experiment()
     common = identity.common(said, Task(digits, "mlp"))
     assert common == identity.common(said.model_copy(update={"device": "meta"}), Task(digits, "mlp"))
-    turned = [part.inputs.flip(1).numpy() for part in (digits.train, digits.test)]
+    turned = [part.inputs.flip(2).numpy() for part in (digits.train, digits.test)]
     other = from_arrays(turned[0], digits.train.labels.numpy(), turned[1], digits.test.labels.numpy())
     pieces = [
         identity.common(*args).split("-")

@@ -32,7 +32,7 @@ from sparsync.storage import locked, remove, write_json, write_text
 from sparsync.task import Task, counts, load_dataset, partition
 from sparsync.workers import Alone, Group
 
-_BEGUN = ("experiment.toml", "run.json", "partition.json", "history.jsonl")
+_BEGUN = ("experiment.toml", "run.json", "partition.json", "history.jsonl", "devices.json", "token")
 _SAVED = ("checkpoint", "summary.json")
 
 
@@ -116,7 +116,7 @@ def opened(folder: Path) -> tuple[Experiment, dict[str, Any]]:
             f"made it ({made.get('sparsync')!s:.20}), or compare in a new folder"
         )
     if differs := difference(made, {"versions": versions()}):
-        raise UsageError(f"{folder}: {differs}; finish it with those, or compare in a new folder")
+        raise UsageError(f"{folder}: {differs}; finish it with the first, or compare in a new folder")
     experiment = build(read(folder / "experiment.toml"), str(folder / "experiment.toml"))
     if experiment.fingerprint != fingerprint:
         raise UsageError(

@@ -10,6 +10,7 @@ from small_runs import SETTING, small
 
 from sparsync import cli, comparison
 from sparsync.experiment import code
+from sparsync.reporting import figures, report
 
 MODULE = (
     "from torch import nn\n\ndef build(inputs, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
@@ -44,7 +45,7 @@ def test_code_is_named_before_it_runs(sparsync_here, tmp_path: Path) -> None:
         "steps = 2\nstrategies = ['synchronous']\n"
     )
     for arguments in (("compare", "said.toml", "--out", "run", "--no-report"), ("resume", "run", "--no-report")):
-        status, (line,) = sparsync_here(*arguments)
+        status, (line, *_) = sparsync_here(*arguments)
         assert status == 0
         assert "model 'model_of_a_file:build', imports 'model_of_a_file'" in line
         assert "data" not in line
@@ -57,7 +58,9 @@ def test_code_that_fails_was_named(sparsync_here, tmp_path: Path) -> None:
     assert "data 'os:no_such_function'" in lines[0]
 
 
-def test_a_report_imports_nothing(sparsync_here, tmp_path: Path) -> None:
+def test_a_report_imports_nothing(sparsync_here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "FIGURES", figures.FIGURES[:1])  # for time
+    monkeypatch.setattr(report, "FIGURES", figures.FIGURES[:1])
     comparison.compare(small(steps=2, model="model_of_a_file:build"), tmp_path / "run")
     text = (tmp_path / "run" / "experiment.toml").read_text()
     (tmp_path / "run" / "experiment.toml").write_text(

@@ -21,7 +21,7 @@ from sparsync.storage import locked
 REFUSED: list[dict[str, Any]] = [
     {"workers": 1800},  # more than samples
     {"model": "lenet5"},  # not for these pictures
-    {"strategies": ["synchronous", "psl"], "split": {"cut": "nowhere"}},
+    {"strategies": ["psl"], "split": {"cut": "nowhere"}},
     {"data": "mnist"},  # without a folder
 ]
 

@@ -15,6 +15,14 @@ from small_runs import SETTING, small
 
 from sparsync import comparison, reporting, study
 from sparsync.errors import DataError, SparsyncError, UsageError
+from sparsync.reporting import figures, report
+
+
+@pytest.fixture(autouse=True)
+def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw one figure, for time."""
+    monkeypatch.setattr(figures, "FIGURES", figures.FIGURES[:1])
+    monkeypatch.setattr(report, "FIGURES", ())
 
 
 @contextmanager

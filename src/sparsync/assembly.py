@@ -18,6 +18,7 @@ from sparsync.engines.devices import Device, Post, Supervisor, Switchboard, numb
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment
 from sparsync.federated import Asynchronous, FederatedStrategy, Server
+from sparsync.identity import common
 from sparsync.peers import HADFL, PeerStrategy
 from sparsync.split import Site, SplitStrategy, default_cut, split_at
 from sparsync.system import System
@@ -162,7 +163,7 @@ class Setting:
             buffers=said.buffers == "average",
             seed=self.seed,
             system=System.of(said.profile, said.workers, self.seed),
-            fingerprint=said.common,
+            fingerprint=common(said, self.task),
             task=self.task,
             budget=self._budget,
             emit=emit,
@@ -176,7 +177,7 @@ class Setting:
         dense = Dense.of(self.dtype)
         limit = numbers_limit(dense, fleet.model_bytes // fleet.params.itemsize)
         post = Post(number, coordinator, token, limit=limit)
-        return Device(fleet, training, post, self.experiment.common, mixing=strategy.mixing, **options)
+        return Device(fleet, training, post, common(self.experiment, self.task), mixing=strategy.mixing, **options)
 
     def _rounds(self, strategy: FederatedStrategy, emit: Emit) -> RoundLoop:
         said, seed, group = self.experiment, self.seed, self.group

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from sparsync.errors import Interrupted, SparsyncError, UsageError
+from sparsync.storage import file_name
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -140,15 +141,17 @@ def compare(
     source = str(experiment) if experiment else ""
     settings = read(experiment) if experiment else {}
     variants = study.variants(settings, source)
+    _say_code(source, [settings, *(variants or {}).values()])
     for own in variants.values() if variants else [settings]:
         own.update({key: value for key, value in flags.items() if value is not None})
         _override(own, {key: value for key, value in federation.items() if value is not None})
     if variants and experiment:
-        _finish(study.compare(variants, out or _next_free(experiment.stem), watch), draw)
+        with _folder(out, experiment.stem) as folder:
+            _finish(study.compare(variants, folder, watch), draw)
         return
     made = build(settings, source)
-    folder = out or _next_free(experiment.stem if experiment else made.data.partition(":")[0])
-    _finish([(folder, comparison.compare(made, folder, watch))], draw)
+    with _folder(out, experiment.stem if experiment else made.data.partition(":")[0]) as folder:
+        _finish([(folder, comparison.compare(made, folder, watch))], draw)
 
 
 @app.command()
@@ -158,11 +161,16 @@ def resume(
 ) -> None:
     """Go on with a run where its last checkpoint is; the end is the same, bit for bit."""
     from sparsync import comparison, deployment, study
+    from sparsync.experiment import read
 
+    several = study.parts(folder) is not None
+    if several:
+        _say_code(str(folder / "study.json"), study.read(folder).values())
+    elif (file := folder / "experiment.toml").is_file():
+        _say_code(str(file), [read(file)])
     if deployment.is_coordinated(folder):
         _finish([(folder, deployment.resume(folder, watch=watch, tell=_say))], draw)
         return
-    several = study.parts(folder) is not None
     _finish(study.resume(folder, watch) if several else [(folder, comparison.resume(folder, watch))], draw)
 
 
@@ -189,8 +197,8 @@ def coordinate(
 
     made, _ = deployment.only(_read(experiment, data_root), strategy)
     site = deployment.Site(port, begin_with, silence, patience, here, slowdown)
-    folder = out or _next_free(experiment.stem)
-    _finish([(folder, deployment.coordinate(made, folder, site, watch=watch, tell=_say))], draw)
+    with _folder(out, experiment.stem) as folder:
+        _finish([(folder, deployment.coordinate(made, folder, site, watch=watch, tell=_say))], draw)
 
 
 @app.command()
@@ -278,6 +286,7 @@ def _read(path: Path, data_root: Path | None, device: str | None = None) -> Any:
     from sparsync.experiment import build, read
 
     settings = read(path)
+    _say_code(str(path), [settings])
     if "variants" in settings:
         raise UsageError(f"{path}: a study; real devices train one variant, so write a file for that")
     flags = {"data_root": data_root, "device": device}
@@ -307,11 +316,43 @@ def watch(experiment: Any) -> Any:
     )
 
 
-def _next_free(name: str) -> Path:
+def _say_code(source: str, several: Iterable[dict[str, Any]]) -> None:
+    """Say in one line which Python code a file names, before that runs."""
+    from sparsync.experiment import code
+
+    named = dict.fromkeys(name for settings in several for name in code(settings))
+    if source and named:
+        _say(f"{source} has Python code run: {', '.join(named)}")
+
+
+@contextmanager
+def _folder(out: Path | None, name: str) -> Iterator[Path]:
+    """Give the folder that the user names, or a new one: the next of ``runs/NAME-N``, unless nothing is put into it."""
+    if out is not None:
+        yield out
+        return
     if "RANK" in os.environ:
         raise UsageError("under torchrun give --out FOLDER, the same for all ranks")
-    taken = {path.name for path in Path("runs").glob(f"{name}-*")}
-    return Path("runs") / next(f"{name}-{n}" for n in range(1, len(taken) + 2) if f"{name}-{n}" not in taken)
+    folder = _next_free(Path("runs"), file_name(name))
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # they hold something
+            folder.rmdir()
+            folder.parent.rmdir()
+
+
+def _next_free(parent: Path, name: str) -> Path:
+    n = 1
+    while True:
+        folder = parent / f"{name}-{n}"
+        try:
+            folder.mkdir(parents=True)  # by one process alone
+            return folder
+        except FileExistsError:
+            n += 1
+        except OSError as error:
+            raise UsageError(f"{folder}: cannot be made ({error.strerror}); give --out FOLDER") from None
 
 
 def _loaded(folder: Path, target: str | None) -> Any:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import math
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,16 @@ from sparsync.engines.remote import RemoteSite
 from sparsync.engines.serving import RemoteClients
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment, build, read, to_toml
-from sparsync.records import Records, write_json
+from sparsync.identity import difference, identity, versions
+from sparsync.records import Records
 from sparsync.run import Run, Watcher
 from sparsync.split import Site, SplitStrategy
+from sparsync.storage import locked, remove, write_json, write_text
 from sparsync.task import Task, counts, load_dataset, partition
 from sparsync.workers import Alone, Group
+
+_BEGUN = ("experiment.toml", "run.json", "partition.json", "history.jsonl", "devices.json", "token")
+_SAVED = ("checkpoint", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Order:
     folder: Path
     watch: Callable[[Experiment], Any] | None  # builds a context manager that gives a Watcher, in rank 0's process
     board: Switchboard | None = None
+    made: dict[str, Any] | None = None  # ``run.json`` of a run that is gone on with
 
 
 def compare(
@@ -48,54 +53,45 @@ def compare(
     watch: Callable[[Experiment], Any] | None = None,
     *,
     board: Switchboard | None = None,
+    around: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 (it holds nothing)
 ) -> dict[str, Any]:
     """Run an experiment in a new folder, and return its summary; HADFL, if there is a board, with those who call.
+
+    What goes on `around` the run is entered once the folder is this process's own.
 
     Raises
     ------
     UsageError
-        If the folder already holds a run.
+        If the folder already holds a run, or the experiment cannot be run: that leaves nothing behind.
     Interrupted
         If the user stopped it; `resume` goes on.
     """
     folder = Path(folder)
-    if _rank() == 0:
-        if (folder / "run.json").exists():
-            raise UsageError(
-                f"{folder} already holds a run; `sparsync resume {folder}` goes on with it, or name another"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        processes, profile = choose(experiment.processes, experiment.workers), experiment.profile
-        (folder / "experiment.toml").write_text(to_toml(experiment))
-        write_json(
-            folder / "run.json",
-            {
-                "fingerprint": experiment.fingerprint,
-                "processes": processes,
-                "compute": profile.compute,
-                "step_seconds": profile.step_seconds if profile.compute == "stated" else None,  # not yet known
-                "sparsync": version("sparsync"),
-                "torch": torch.__version__,
-            },
-        )
-    return _run(experiment, folder, watch, board)
+    with _new(folder), around:
+        return _run(Order(experiment, folder, watch, board))
 
 
 def resume(
-    folder: Path, watch: Callable[[Experiment], Any] | None = None, *, board: Switchboard | None = None
+    folder: Path,
+    watch: Callable[[Experiment], Any] | None = None,
+    *,
+    board: Switchboard | None = None,
+    around: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 (it holds nothing)
 ) -> dict[str, Any]:
     """Go on with a run that was interrupted or killed: the end is the same, bit for bit.
 
     Raises
     ------
     UsageError
-        If the folder holds no run, or that of another experiment.
+        If the folder holds no run, or that of another experiment, or with other data, another model or other versions.
     """
-    experiment, _ = opened(folder)
+    folder = Path(folder)
+    experiment, made = opened(folder)
     processes = choose(experiment.processes, experiment.workers)
     if processes != experiment.processes:
         raise UsageError(f"{folder}: its run has {experiment.processes} processes, here are {processes}; start as many")
-    return _run(experiment, Path(folder), watch, board)
+    with _own(folder), around:
+        return _run(Order(experiment, folder, watch, board, made))
 
 
 def opened(folder: Path) -> tuple[Experiment, dict[str, Any]]:
@@ -108,10 +104,19 @@ def opened(folder: Path) -> tuple[Experiment, dict[str, Any]]:
     """
     folder = Path(folder)
     try:
-        made = json.loads((folder / "run.json").read_text())
-        fingerprint, processes = str(made["fingerprint"]), int(made["processes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        made = json.loads((folder / "run.json").read_bytes())
+        fingerprint, processes, step = str(made["fingerprint"]), int(made["processes"]), made["step_seconds"]
+        if step is not None and not 0 < float(step) < math.inf:
+            raise ValueError
+    except (OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
         raise UsageError(f"{folder} holds no run (no readable run.json); give a folder that `compare` made") from None
+    if "identity" not in made:
+        raise UsageError(
+            f"{folder}: its run.json does not say which data and model its run has; finish it with the version that "
+            f"made it ({made.get('sparsync')!s:.20}), or compare in a new folder"
+        )
+    if differs := difference(made, {"versions": versions()}):
+        raise UsageError(f"{folder}: {differs}; finish it with the first, or compare in a new folder")
     experiment = build(read(folder / "experiment.toml"), str(folder / "experiment.toml"))
     if experiment.fingerprint != fingerprint:
         raise UsageError(
@@ -125,32 +130,39 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _run(
-    experiment: Experiment, folder: Path, watch: Callable[[Experiment], Any] | None, board: Switchboard | None
-) -> dict[str, Any]:
+def _own(folder: Path, *, make: bool = False) -> AbstractContextManager[None]:
+    """Let one run at a time be in a folder; of its processes, rank 0 sees to that."""
+    return locked(folder, make=make) if _rank() == 0 else nullcontext()
+
+
+@contextmanager
+def _new(folder: Path) -> Iterator[None]:
+    """Have a folder for a new run. One that is refused before anything was saved leaves nothing that blocks another."""
+    with _own(folder, make=True):
+        if _rank() == 0 and (folder / "run.json").exists():
+            raise UsageError(
+                f"{folder} already holds a run; `sparsync resume {folder}` goes on with it, or name another"
+            )
+        begun = [folder / name for name in _BEGUN if not (folder / name).exists()]
+        try:
+            yield
+        except UsageError:
+            if _rank() == 0 and not any((folder / name).exists() for name in _SAVED):
+                for path in begun:
+                    remove(path)
+            raise
+
+
+def _run(order: Order) -> dict[str, Any]:
+    experiment = order.experiment
     processes = choose(experiment.processes, experiment.workers)
     if processes > experiment.workers + _served(experiment):  # a server is none of them
         raise UsageError(
             f"workers: {experiment.workers} cannot be shared by {processes} processes; start at most as many"
         )
-    with _locked(folder):
-        run(_session, Order(experiment, folder, watch, board), processes)
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-        return summary
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One run per folder at a time; the lock goes with the process, however it ends."""
-    if _rank() != 0:
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{folder}: another process is running in it; wait for it, or stop it") from None
-        yield
+    run(_session, order, processes)
+    summary: dict[str, Any] = json.loads((order.folder / "summary.json").read_bytes())
+    return summary
 
 
 def _session(group: Group, order: Order) -> None:
@@ -159,6 +171,7 @@ def _session(group: Group, order: Order) -> None:
     experiment.import_modules()
     dataset = load_dataset(experiment.data, experiment.data_root)
     task = Task(dataset, experiment.model)
+    _begin(order, task, group)
     timed = experiment if order.board else _timed(experiment, order.folder, task, group)
     if group.size == 1 or not _served(experiment):
         _compare(group, order, timed, task, lambda _: Site)
@@ -173,6 +186,38 @@ def _session(group: Group, order: Order) -> None:
                 link.bye()
     else:
         RemoteClients(links, inbox, partial(_clients_of, timed, task, len(links))).serve()
+
+
+def _begin(order: Order, task: Task, group: Group) -> None:
+    """Write down what a new run is; hold one that goes on against that.
+
+    Raises
+    ------
+    UsageError
+        If a new one cannot be, or the old one had other data or another model.
+    """
+    experiment, folder = order.experiment, order.folder
+    found = identity(experiment, task)
+    if order.made is not None:
+        if differs := difference(order.made["identity"], found):
+            raise UsageError(f"{folder}: {differs}; undo the change, or compare in a new folder")
+        return
+    for seed in experiment.seeds:
+        partition(experiment.partition, task.dataset.train.labels.numpy(), experiment.workers, seed)
+    if group.rank == 0:
+        profile = experiment.profile
+        write_text(folder / "experiment.toml", to_toml(experiment))
+        write_json(
+            folder / "run.json",
+            {
+                "fingerprint": experiment.fingerprint,
+                "processes": group.size,
+                "compute": profile.compute,
+                "step_seconds": profile.step_seconds if profile.compute == "stated" else None,  # not yet known
+                "versions": versions(),
+                "identity": found,
+            },
+        )
 
 
 def _timed(experiment: Experiment, folder: Path, task: Task, group: Group) -> Experiment:
@@ -190,7 +235,7 @@ def _timed(experiment: Experiment, folder: Path, task: Task, group: Group) -> Ex
     seconds = torch.zeros(1, dtype=torch.float64)
     if group.rank == 0:
         path = folder / "run.json"
-        made = json.loads(path.read_text())
+        made = json.loads(path.read_bytes())
         if made["step_seconds"] is None:
             made["step_seconds"] = step_seconds(experiment, task)
             write_json(path, made)

@@ -30,7 +30,7 @@ from sparsync.engines.links import TOKEN_BYTES
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment, to_toml
 from sparsync.peers import HADFL
-from sparsync.records import write_json
+from sparsync.storage import write_json, write_text
 from sparsync.system import System
 from sparsync.task import Task, load_dataset, partition
 from sparsync.workers import Alone
@@ -108,17 +108,17 @@ def coordinate(
     Interrupted
         If the user stopped it; devices train on, and `resume` takes over.
     """
-    if (folder / "run.json").exists():
-        raise UsageError(f"{folder} already holds a run; `sparsync resume {folder}` goes on with it, or name another")
     with closing(_board(experiment, site)) as board:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / _TOKEN
-        path.touch(mode=0o600)
-        path.write_text(board.token.hex() + "\n")
-        write_json(folder / _FILE, {**asdict(site), "port": board.port})
-        (folder / "experiment.toml").write_text(to_toml(experiment))  # for devices, which may be faster
-        with _devices(experiment, folder, site, board.port, range(experiment.workers), tell):
-            return comparison.compare(experiment, folder, watch, board=board)
+
+        @contextmanager
+        def devices() -> Iterator[None]:
+            write_text(folder / _TOKEN, board.token.hex() + "\n", mode=0o600)
+            write_json(folder / _FILE, {**asdict(site), "port": board.port})
+            write_text(folder / "experiment.toml", to_toml(experiment))  # for devices, which may be faster
+            with _devices(experiment, folder, site, board.port, range(experiment.workers), tell):
+                yield
+
+        return comparison.compare(experiment, folder, watch, board=board, around=devices())
 
 
 def resume(
@@ -136,19 +136,24 @@ def resume(
     """
     experiment, _ = comparison.opened(folder)
     try:
-        site = Site(**json.loads((folder / _FILE).read_text()))
+        site = Site(**json.loads((folder / _FILE).read_bytes()))
         if not 0 < site.port < 2**16:
             raise ValueError
-    except (OSError, ValueError, TypeError):
+    except (OSError, RecursionError, TypeError, ValueError):
         raise UsageError(f"{folder / _FILE}: does not say where the coordinator listened; begin a new run") from None
     with closing(_board(experiment, site, read_token(folder / _TOKEN))) as board:
-        missing = set(range(experiment.workers))
-        until = time.monotonic() + _RETURN
-        while site.here and missing and time.monotonic() < until:
-            time.sleep(0.1)
-            missing -= board.callers()
-        with _devices(experiment, folder, site, board.port, sorted(missing), tell):
-            return comparison.resume(folder, watch, board=board)
+
+        @contextmanager
+        def devices() -> Iterator[None]:
+            missing = set(range(experiment.workers))
+            until = time.monotonic() + _RETURN
+            while site.here and missing and time.monotonic() < until:
+                time.sleep(0.1)
+                missing -= board.callers()
+            with _devices(experiment, folder, site, board.port, sorted(missing), tell):
+                yield
+
+        return comparison.resume(folder, watch, board=board, around=devices())
 
 
 def is_coordinated(folder: Path) -> bool:

@@ -6,9 +6,12 @@ import hashlib
 import inspect
 import json
 import tomllib
+import unicodedata
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+import tomli_w
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -19,7 +22,7 @@ from sparsync.peers import Follower, PeerStrategy
 from sparsync.split import Split, SplitStrategy
 from sparsync.strategies import STRATEGIES
 from sparsync.system import DELAYS, Profile, System
-from sparsync.task import DATASETS, PARTITIONS
+from sparsync.task import DATASETS, MODELS, PARTITIONS
 from sparsync.wire.dense import Precision
 from sparsync.workers import OPTIMIZERS, SCHEDULES
 from sparsync.workers.batches import Order
@@ -53,7 +56,9 @@ DEFAULT_FEDERATION = Federation(participation=0.5, epochs=2, optimizer="sgd:lr=0
 # Without a table [split]: the same, with two stragglers.
 DEFAULT_SPLIT = Split(batch_size=64, epochs=30, optimizer="sgd:lr=0.3", delays="stragglers:count=2,seconds=0.02")
 
-Seed = Annotated[int, Field(ge=0)]
+_NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of pairs, ends of lines
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Experiment(BaseModel):
@@ -157,6 +162,8 @@ class Experiment(BaseModel):
             value = dict(pairs)
         if value == {} or value == []:
             raise ValueError("give at least one strategy")
+        if isinstance(value, dict):
+            check_labels(map(str, value))
         return value
 
     @field_validator("data_root")
@@ -242,6 +249,25 @@ def split_label(text: str) -> tuple[str, str]:
     return text.strip(), text.strip()
 
 
+def check_labels(labels: Iterable[str]) -> None:
+    """Refuse labels that cannot be shown, or told apart where they are.
+
+    Raises
+    ------
+    UsageError
+        If so.
+    """
+    seen: dict[str, str] = {}
+    for label in labels:
+        if not label.strip() or any(unicodedata.category(c) in _NOT_SHOWN for c in label):
+            raise UsageError(f"label {label!r}: expected text on one line, without control characters")
+        visible = "".join(c for c in label if unicodedata.category(c) != "Cf")
+        visible = " ".join(unicodedata.normalize("NFC", visible).split())
+        if visible in seen:
+            raise UsageError(f"labels {seen[visible]!a} and {label!a} look alike; change one")
+        seen[visible] = label
+
+
 def matching(wanted: str, earlier: dict[str, str]) -> str:
     """Label of the one earlier strategy that is called `wanted`, by label or by name.
 
@@ -298,7 +324,7 @@ def read(path: Path) -> dict[str, Any]:
         If there is no such file, or it is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_bytes().decode())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}; give the path of an experiment file (TOML)") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -307,19 +333,15 @@ def read(path: Path) -> dict[str, Any]:
 
 def to_toml(experiment: Experiment) -> str:
     """Return the experiment as a file that `read` reads back; what is not set is left out."""
-    said = experiment.model_dump(mode="json", exclude_none=True)
-    tables = {key: value for key, value in said.items() if isinstance(value, dict)}
-    lines = [f"{key} = {_toml(value)}" for key, value in said.items() if key not in tables]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{json.dumps(key)} = {_toml(value)}" for key, value in table.items())]
-    return "\n".join(lines) + "\n"
+    return tomli_w.dumps(experiment.model_dump(mode="json", exclude_none=True))
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+def code(settings: Mapping[str, Any]) -> list[str]:
+    """Name the Python code that settings have imported and run, before they do: ``data 'os:system'``."""
+    named = [
+        f"{key} {text!r}"
+        for key, registry in (("data", DATASETS), ("model", MODELS))
+        if isinstance(text := settings.get(key), str) and spec.is_code(text, registry)
+    ]
+    imports = settings.get("imports")
+    return named + [f"imports {name!r}" for name in (imports if isinstance(imports, list) else [])]

@@ -12,17 +12,17 @@ checkpoint/       of the strategy that is running, if any
 from __future__ import annotations
 
 import json
-import re
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
-from sparsync.engines.checkpoint import Checkpoint
+from sparsync.engines.checkpoint import Checkpoint, save_tensors
 from sparsync.errors import DataError
 from sparsync.experiment import Experiment
+from sparsync.storage import PARTIAL, appending, file_name, named, read_json, remove, subfolder, sync, write_json
 from sparsync.workers import Arena, Group
 
 
@@ -40,30 +40,52 @@ class Records:
         self.length = 0  # of the history that is final, in bytes
         path = folder / "summary.json"
         if path.exists():
+            summary = read_json(path)
             try:
-                summary = json.loads(path.read_text())
                 self.results = {(one["label"], one["seed"]): one for one in summary["results"]}
-                self.parameters, self.length = summary["parameters"], summary["history_bytes"]
+                self.parameters, self.length = summary["parameters"], _length(summary["history_bytes"])
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path}: not a summary of this version ({error}); compare in a new folder") from None
+        self._check_history(self.length, path)
         group.barrier()  # all have read before anyone writes
         if group.rank == 0:
-            for unfinished in (folder / "models").glob(".tmp*"):  # safetensors' own, of a process that was killed
-                unfinished.unlink()
+            models = folder / "models"
+            kept = (folder.glob(f"*{PARTIAL}"), models.glob(f"*{PARTIAL}"), models.glob(".tmp*"))  # those: safetensors'
+            for unfinished in chain(*kept):  # of a process that was killed
+                remove(unfinished)
 
     def rewind(self, length: int) -> None:
-        """Drop the history that follows what is final, or a checkpoint: it will be written again."""
+        """Drop the history that follows what is final, or a checkpoint: it will be written again.
+
+        Raises
+        ------
+        DataError
+            If less of it is left.
+        """
+        self._check_history(length, self.checkpoint.folder)
         if self.group.rank == 0:
-            with self.history.open("ab") as file:
+            with appending(self.history) as file:
                 file.truncate(length)
 
-    def append(self, lines: list[dict[str, Any]]) -> int:
-        """Write lines of history; return its length in bytes."""
+    def _check_history(self, length: int, where: Path) -> None:
+        size = self.history.stat().st_size if self.history.exists() else 0
+        if size < length:
+            raise DataError(
+                f"{self.history}: it holds {size} bytes where {where} says {length}; lines of it are lost, so restore "
+                "it from a copy, or compare in a new folder"
+            )
+
+    def append(self, lines: list[dict[str, Any]], *, durable: bool = False) -> int:
+        """Write lines of history, if need be so that a power cut leaves them; return its length in bytes."""
         if self.group.rank != 0:
             return 0
-        with self.history.open("ab") as file:
+        with appending(self.history) as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-            return file.tell()
+            length = file.tell()
+        if durable:
+            with named(self.history):
+                sync(self.history)
+        return length
 
     def save_model(self, label: str, seed: int, arena: Arena, params: Tensor, buffers: Tensor) -> None:
         """Write a final mean model: parameters (d,) and floating-point buffers (b,), by name."""
@@ -73,9 +95,8 @@ class Records:
         for layout, row in ((arena.layout, params), (arena.buffer_layout, buffers)):
             for slot, view in zip(layout.slots, layout.views(row), strict=True):
                 tensors[slot.names[0]] = view.clone()
-        path = self.folder / "models" / f"{slug(label)}-seed{seed}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        safetensors.torch.save_file(tensors, path)
+        models = subfolder(self.folder, "models")
+        save_tensors(tensors, models / f"{file_name(label)}-seed{seed}.safetensors")
 
     def finish(self, result: dict[str, Any], length: int) -> None:
         """Add a result; from now on it is final, and so are the first `length` bytes of the history."""
@@ -95,13 +116,7 @@ class Records:
         self.checkpoint.clear()
 
 
-def slug(label: str) -> str:
-    """Return a label as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9.=_-]+", "-", label).strip("-")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write as a whole: a reader, or a resumed run, sees the old file or the new one."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
+def _length(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"history_bytes is {value!r:.40}")
+    return value

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from sparsync.assembly import Setting
 from sparsync.engines import Pace
-from sparsync.errors import DivergedError, Interrupted
+from sparsync.engines.checkpoint import check_like, damaged
+from sparsync.errors import DataError, DivergedError, Interrupted
 from sparsync.experiment import matching
 from sparsync.peers import Cadence, Follower, PeerStrategy
 from sparsync.records import Records
@@ -77,9 +78,8 @@ class Run:
     def complete(self) -> None:
         """Train, save as it goes, and enter the result in the summary."""
         saved = self.records.checkpoint.load()
-        if saved is not None and (saved["label"], saved["seed"]) == (self.label, self.seed):
-            self.loop.load_state_dict(saved["loop"])
-            self.wall, self.length = saved["wall_seconds"], saved["history_bytes"]
+        if saved is not None:
+            self._restore(saved)
         self.records.rewind(self.length)
         if self.watcher:
             self.watcher.started(self.label, self.seed, self.loop.progress.step)
@@ -97,8 +97,26 @@ class Run:
                 raise Interrupted(f"stopped; everything so far is saved: sparsync resume {self.records.folder}")
         except DivergedError as diverged:
             error = str(diverged)
-        self._flush()
+        self._flush(durable=True)  # before the summary
         self._finish(error)
+
+    def _restore(self, saved: Any) -> None:
+        """Go on from a checkpoint, if it is this run's.
+
+        Raises
+        ------
+        DataError
+            If this run cannot have left it.
+        """
+        try:
+            if (saved["label"], saved["seed"]) != (self.label, self.seed):
+                return
+            check_like(saved, self._state())
+            self.loop.load_state_dict(saved["loop"])
+            self.wall, self.length = saved["wall_seconds"], saved["history_bytes"]
+        except (DataError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+            raise damaged(self.records.checkpoint.folder, " ".join(reason.split())) from None
 
     def _emit(self, line: dict[str, Any]) -> None:
         line = {"label": self.label, "seed": self.seed, **line}
@@ -108,20 +126,22 @@ class Run:
         if len(self.lines) >= 500:
             self._flush()
 
-    def _flush(self) -> None:
-        self.length = self.records.append(self.lines)
+    def _flush(self, *, durable: bool = False) -> None:
+        self.length = self.records.append(self.lines, durable=durable)
         self.lines.clear()
 
     def _save(self) -> None:
-        self._flush()
-        state = {
+        self._flush(durable=True)  # before the checkpoint, which says how long the history is
+        self.records.checkpoint.save(self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "label": self.label,
             "seed": self.seed,
             "history_bytes": self.length,
             "wall_seconds": self._wall_seconds(),
             "loop": self.loop.state_dict(),
         }
-        self.records.checkpoint.save(state)
 
     def _wall_seconds(self) -> float:
         return self.wall + time.monotonic() - self.since

@@ -276,6 +276,12 @@ def import_module(name: str, what: str, otherwise: str) -> ModuleType:
             raise UsageError(f"{message} ({error}); {otherwise}") from None
 
 
+def is_code(spec: str, registry: Registry[Any]) -> bool:
+    """Whether a spec names Python code, as in ``package.module:function``, and nothing of the registry's."""
+    place, _, name = spec.strip().partition(":")
+    return place not in registry.entries and ("." in place or name.isidentifier())
+
+
 def imported(spec: str, registry: Registry[Any]) -> Callable[..., object] | None:
     """Return the function that ``package.module:function`` names; None if the spec is the registry's to build.
 
@@ -284,9 +290,9 @@ def imported(spec: str, registry: Registry[Any]) -> Callable[..., object] | None
     UsageError
         If it names a module or function that does not exist, or the module raises anything while it is imported.
     """
-    place, _, name = spec.strip().partition(":")
-    if place in registry.entries or not ("." in place or name.isidentifier()):
+    if not is_code(spec, registry):
         return None
+    place, _, name = spec.strip().partition(":")
     what = f"{registry.kind} {spec!r}"
     if not name.isidentifier():
         raise UsageError(f"{what}: expected package.module:function, but no function is named after the colon")

@@ -15,6 +15,7 @@ from typing import Any
 from sparsync import comparison
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment, build
+from sparsync.storage import file_name, locked, read_json, remove, write_text
 
 _FILE = "study.json"
 _MERGED = ("federation", "split", "profile")
@@ -58,26 +59,50 @@ def compare(
     """
     for name, own in settings.items():
         build(dict(own), f"variant {name}")
-    if (folder / _FILE).exists():
-        raise UsageError(f"{folder} already holds a study; `sparsync resume {folder}` goes on with it, or name another")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _FILE).write_text(json.dumps(settings, indent=1, default=str) + "\n")
-    yield from resume(folder, watch)
+    with locked(folder, make=True):
+        path = folder / _FILE
+        if path.exists():
+            raise UsageError(
+                f"{folder} already holds a study; `sparsync resume {folder}` goes on with it, or name another"
+            )
+        write_text(path, json.dumps(settings, indent=1, default=str) + "\n")
+        try:
+            yield from _each(folder, watch)
+        finally:
+            if not parts(folder):  # refused before anything was saved
+                remove(path)
 
 
 def resume(folder: Path, watch: Callable[[Experiment], Any] | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Go on with a study: comparisons that are complete are only read."""
-    settings = json.loads((folder / _FILE).read_text())
-    for name, own in settings.items():
-        part = folder / name
+    with locked(folder):
+        yield from _each(folder, watch)
+
+
+def _each(folder: Path, watch: Callable[[Experiment], Any] | None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for name, own in read(folder).items():
+        part = folder / file_name(name)
         if (part / "run.json").exists():
             yield part, comparison.resume(part, watch)
         else:
             yield part, comparison.compare(build(own, f"variant {name}"), part, watch)
 
 
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the settings of a study's variants, from the file in its folder.
+
+    Raises
+    ------
+    SparsyncError
+        If it cannot be read, or is not as `compare` writes it.
+    """
+    settings = read_json(folder / _FILE)
+    return variants({"variants": settings}, str(folder / _FILE)) or {}
+
+
 def parts(folder: Path) -> list[Path] | None:
     """Folders of a study's comparisons that have begun; None if the folder holds no study."""
     if not (folder / _FILE).exists():
         return None
-    return [folder / name for name in json.loads((folder / _FILE).read_text()) if (folder / name / "run.json").exists()]
+    found = [folder / file_name(name) for name in read(folder)]
+    return [part for part in found if (part / "run.json").exists()]

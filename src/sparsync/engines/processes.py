@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from sparsync import errors
 from sparsync.engines.ranks import Ranks
 from sparsync.engines.shared import SharedMemory
 from sparsync.errors import Interrupted, SparsyncError
@@ -90,7 +91,7 @@ def _spawn(job: Job, argument: Any, processes: int) -> None:
             signal.signal(signal.SIGINT, before)
     if not reports.empty():
         kind, message = reports.get()
-        raise Interrupted(message) if kind == "Interrupted" else SparsyncError(message)
+        raise getattr(errors, kind, SparsyncError)(message)
     failed = [f"{rank} (exit status {child.exitcode})" for rank, child in enumerate(children) if child.exitcode]
     if failed:
         raise SparsyncError(f"process {', '.join(failed)} ended early; see above, or resume the run")

@@ -42,7 +42,7 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_bytes())
     except OSError as problem:
         raise _unreadable(file, problem) from problem
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise damaged(file.name, "not JSON") from problem
 
 
@@ -91,10 +91,10 @@ def show(value: Any) -> str:
 
 
 def is_int(value: Any) -> TypeGuard[int]:
-    """Whether a value is a whole number, and not a truth value."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a value is a whole number of 64 bits, and not a truth value."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a number, and not a truth value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, float) or is_int(value)

@@ -132,7 +132,7 @@ def histories(file: Path) -> dict[tuple[str, int], History]:
         If a line is damaged.
     """
     found: dict[tuple[str, int], _Found] = {}
-    cut_off: tuple[str, ValueError] | None = None
+    cut_off: tuple[str, Exception] | None = None
     for number, line in read_lines(file):
         if not line.strip():
             continue
@@ -141,7 +141,7 @@ def histories(file: Path) -> dict[tuple[str, int], History]:
         where = f"{file.name}, line {number}"
         try:
             entry = json.loads(line)
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             cut_off = where, problem  # killed while writing: the rest of the file counts
             continue
         entry = as_object(entry, where)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["DARK", "LIGHT", "MARKS", "Look", "looks", "short_names", "shortened"]
+__all__ = ["DARK", "LIGHT", "MARKS", "Look", "looks", "printable", "short_names", "shortened"]
 
 LIGHT = {
     "c0": "#0072b2",
@@ -69,7 +69,7 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
 
 
 def short_names(labels: Sequence[str], width: int = 40) -> dict[str, str]:
-    """Shorten names to at most ``width`` characters, and keep them apart.
+    """Shorten names to at most ``width`` characters that can be drawn, and keep them apart.
 
     A name that fits stays. A longer spec, ``name:key=value,...``, loses settings that do not tell it from the others,
     the last ones first, and ends in an ellipsis; what is still too long, or no spec, loses its middle.
@@ -81,11 +81,11 @@ def short_names(labels: Sequence[str], width: int = 40) -> dict[str, str]:
     """
     short: dict[str, str] = {}
     for label in labels:
-        text = label if len(label) <= width else shortened(_without_shared(label, labels, width), width)
+        text = printable(label if len(label) <= width else shortened(_without_shared(label, labels, width), width))
         number = 2
         while text in short.values():
             mark = f" ({number})"
-            text = shortened(label, width - len(mark)) + mark
+            text = printable(shortened(label, width - len(mark))) + mark
             number += 1
         short[label] = text
     return short
@@ -114,3 +114,11 @@ def shortened(text: str, width: int) -> str:
         return text
     head = (width - 1) * 3 // 5
     return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
+
+
+def printable(text: str) -> str:
+    """Replace what the figures' font cannot draw: a label is a user's text."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
+    return "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "?" for c in text)

@@ -20,6 +20,7 @@ from sparsync.reporting.tables import syncs_title
 from sparsync.reporting.times import times
 from sparsync.reporting.trace import write_trace
 from sparsync.reporting.units import human_count, human_percent
+from sparsync.storage import write_text
 
 __all__ = ["page", "write"]
 
@@ -48,7 +49,7 @@ def write(folder: str | Path, run: Run | None = None) -> Path:
     """
     file = Path(folder) / "report.html"
     run = load(folder) if run is None else run
-    file.write_text(page(run), encoding="utf-8")
+    write_text(file, page(run))
     write_trace(run, folder)
     return file
 

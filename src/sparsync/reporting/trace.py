@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparsync.reporting.history import Run
+from sparsync.storage import replacing
 from sparsync.system import ACTIVITIES
 
 __all__ = ["write_trace"]
@@ -38,7 +39,7 @@ def write_trace(run: Run, folder: str | Path) -> Path | None:
     if not any(len(history.timeline) for history in run.histories.values()):
         return None
     file = Path(folder) / "trace.json"
-    with file.open("w", encoding="utf-8") as out:
+    with replacing(file) as partial, partial.open("w", encoding="utf-8") as out:
         out.write('{"displayTimeUnit": "ms", "traceEvents": [')
         separator = "\n"
         for event in _events(run):

@@ -62,6 +62,11 @@ Ints = npt.NDArray[np.int64]
 
 _TURN = 0.2  # seconds that nothing else is looked after, at most
 _PING = 1.0  # seconds between two questions whether a device lives
+_COMMON = {
+    "experiment": "file and flags",
+    "data set": "files",
+    "model": "code",
+}  # pieces of a fingerprint, and remedies
 _MEETING = 1.0  # least seconds that a ring's member waits for the previous one
 
 
@@ -605,8 +610,10 @@ class Supervisor:
             self._refuse(number, f"the coordinator does not let it in: {self.banned[number]}")
             return
         if word.fingerprint != self.fingerprint:
+            pieces = zip(_COMMON, self.fingerprint.split("-"), word.fingerprint.split("-"), strict=False)
+            what = next((what for what, mine, own in pieces if mine != own), "experiment")
             self._refuse(
-                number, "its experiment is another one than the coordinator's; give both the same file and flags"
+                number, f"its {what} is another one than the coordinator's; give both the same {_COMMON[what]}"
             )
             return
         self._counted[:, number] = 0

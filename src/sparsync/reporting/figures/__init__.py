@@ -25,6 +25,7 @@ from sparsync.reporting.figures.sweep import TRADE_OFF
 from sparsync.reporting.figures.traffic import BYTES_BY_KIND
 from sparsync.reporting.figures.variance import VARIANCE
 from sparsync.reporting.history import Run
+from sparsync.storage import replacing, subfolder
 
 __all__ = ["FIGURES", "Plot", "draw", "svg"]
 
@@ -65,8 +66,7 @@ def draw(run: Run, folder: str | Path) -> list[Path]:
     list of Path
         The files, in the order of :data:`FIGURES`.
     """
-    target = Path(folder) / "figures"
-    target.mkdir(parents=True, exist_ok=True)
+    target = subfolder(Path(folder), "figures")
     files: list[Path] = []
     for plot in FIGURES:
         figure = plot.figure(run)
@@ -74,7 +74,10 @@ def draw(run: Run, folder: str | Path) -> list[Path]:
             continue
         with styled():  # ticks are made, and so styled, only when drawn
             png, vector = target / f"{plot.name}.png", target / f"{plot.name}.svg"
-            figure.savefig(png, dpi=150, metadata={"Software": None})
-            figure.savefig(vector, metadata={"Date": None, "Creator": None, "Title": plot.title})
+            with replacing(png) as partial:
+                figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
+            with replacing(vector) as partial:
+                metadata = {"Date": None, "Creator": None, "Title": plot.title}
+                figure.savefig(partial, format="svg", metadata=metadata)
         files += [png, vector]
     return files

@@ -12,6 +12,7 @@ import numpy as np
 from sparsync.reporting.figures.canvas import CARD, INK, WIDTH
 from sparsync.reporting.history import Floats
 from sparsync.reporting.palette import MARKS, Look
+from sparsync.reporting.palette import printable as printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,11 +144,3 @@ def plain_number(value: float) -> str:
 def clip(text: str, width: int) -> str:
     """Cut a text off at a width."""
     return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def printable(text: str) -> str:
-    """Replace what the figures' font cannot draw: a label is a user's text."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
-    return "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "?" for c in text)

@@ -15,6 +15,7 @@ from typing import Any
 from sparsync import comparison
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment, build
+from sparsync.task import Dataset, load_dataset
 
 _FILE = "study.json"
 _MERGED = ("federation", "split", "profile")
@@ -56,13 +57,26 @@ def compare(
     UsageError
         If one of them is wrong, before any has begun, or the folder already holds a study.
     """
-    for name, own in settings.items():
-        build(dict(own), f"variant {name}")
+    made = {name: build(dict(own), f"variant {name}") for name, own in settings.items()}
     if (folder / _FILE).exists():
         raise UsageError(f"{folder} already holds a study; `sparsync resume {folder}` goes on with it, or name another")
+    _rehearse(made)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _FILE).write_text(json.dumps(settings, indent=1, default=str) + "\n")
     yield from resume(folder, watch)
+
+
+def _rehearse(variants: Mapping[str, Experiment]) -> None:
+    """Refuse all variants if one of them is refused; data that several have are loaded once."""
+    datasets: dict[tuple[str, Path | None], Dataset] = {}
+    for name, one in variants.items():
+        place = one.data, one.data_root
+        if place not in datasets:
+            datasets[place] = load_dataset(*place)
+        try:
+            comparison.rehearse(one, datasets[place])
+        except UsageError as error:
+            raise UsageError(f"variant {name}: {error}") from None
 
 
 def resume(folder: Path, watch: Callable[[Experiment], Any] | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -22,7 +22,7 @@ from sparsync.federated.masked import MaskedConfig, MaskedState, over_parameters
 from sparsync.federated.messages import pack_mask, unpack_mask
 from sparsync.federated.server import Server, Upload
 from sparsync.sparsity import Cubic, counts, erk, random_mask
-from sparsync.spec import config
+from sparsync.spec import MOST, Count, config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import Kind, Known
 from sparsync.workers import Client
@@ -56,9 +56,9 @@ class PruneFL(MaskedConfig):
 
     sparsity: float = Field(default=0.9, ge=0, lt=1)
     sparsity_init: float = Field(default=0.5, ge=0, lt=1)
-    reconfiguration_interval: int = Field(default=20, ge=1)
+    reconfiguration_interval: Count = 20
     initial_mask: Literal["client", "erk"] = "client"
-    initial_rounds: int = Field(default=50, ge=_ALONE)
+    initial_rounds: int = Field(default=50, ge=_ALONE, le=MOST)
     layer_time: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from sparsync.peers.monitors import (
     unit_vector,
 )
 from sparsync.sketch import Sketch
-from sparsync.spec import config
+from sparsync.spec import Count, config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import ErrorFeedback, parse_chain
 from sparsync.workers import Fleet
@@ -84,11 +85,11 @@ class FDA:
     per_parameter: float | None = None
     cadence: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     monitor: Literal["linear", "sketch", "naive", "exact"] = "linear"
-    depth: int = Field(default=5, ge=1)
-    width: int = Field(default=250, ge=2)
+    depth: int = Field(default=5, ge=1, le=99)
+    width: int = Field(default=250, ge=2, le=1 << 20)
     epsilon: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     layout: Literal["block", "count"] = "block"
-    check_every: int = Field(default=1, ge=1)
+    check_every: Count = 1
     weights: Literal["uniform", "samples"] = "uniform"
     pace: Literal["equal", "speed"] = "equal"
     codec: str | None = None
@@ -120,6 +121,8 @@ class FDA:
         """Begin a run."""
         if self.codec is not None and fleet.topology.name != "star":
             raise UsageError(f"fda: codec={self.codec} needs a server; a ring moves bare numbers, use topology='star'")
+        if self.codec is not None and fleet.params.dtype != torch.float32:
+            raise UsageError(f"fda: codec={self.codec} carries float32, not {fleet.params.dtype}; use dtype='float32'")
         threshold = self.threshold if self.per_parameter is None else self.per_parameter * fleet.d
         units = None
         if self.pace == "speed":

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from sparsync.spec import config
+from sparsync.spec import Count, config
 from sparsync.split.crossing import Row
 from sparsync.split.fixed import fls, fpls
 from sparsync.split.lds import lds_epoch
@@ -54,7 +54,7 @@ class PSL(Travel):
     sampler: Literal["ugs", "lds", "fls", "fpls", "gpsl"] = "ugs"
     strength: float = Field(default=0.5, ge=0, allow_inf_nan=False)
     concentration: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    sample_size: int | None = Field(default=None, ge=1)
+    sample_size: Count | None = None
     delays: Literal["known", "measured"] = "known"
     copies: bool = False
 

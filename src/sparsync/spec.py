@@ -317,6 +317,11 @@ class Registry(Generic[T]):
             given[key] = value
         return Spec(entry.name, given)
 
+    def check(self, text: str) -> str:
+        """Return what stands inside another spec as it is, if it can be resolved."""
+        self.resolve(self.inner(text))
+        return text
+
     def resolve(self, spec: str | Spec) -> Callable[..., T]:
         """Check a spec. Return what builds it from what the program supplies.
 

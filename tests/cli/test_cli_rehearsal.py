@@ -79,10 +79,10 @@ def test_a_follower_is_tried_without_what_it_follows_and_keeps_to_its_longest_pe
     assert [one["syncs"] for one in summary["results"]] == [1, 2]
 
 
-def test_models_that_no_machine_holds_are_refused(tmp_path):
-    assert "workers: models and gradients of 400 workers" in refused(
-        tmp_path, strategies=["synchronous"], workers=400, model="mlp:hidden=30000,depth=3"
-    )
+def test_models_that_the_machine_cannot_hold_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2}.get(name, 1))
+    said = refused(tmp_path, strategies=["fedavg", "synchronous"])
+    assert said.startswith("strategy 'synchronous': workers: models and gradients of 2 workers")
 
 
 def test_a_study_is_refused_as_a_whole(tmp_path):

@@ -117,7 +117,7 @@ def test_what_is_said_of_one_thing_changes_no_other() -> None:
 )
 def test_a_familys_table_is_checked_only_if_it_is_used(settings: dict[str, object], user: str) -> None:
     build({**settings, "strategies": ["local-sgd:period=2"]})
-    with pytest.raises(UsageError, match="of 1[0 ]"):
+    with pytest.raises(UsageError, match=r"of 1[0 ]"):
         build({**settings, "strategies": ["local-sgd:period=2", user]})
 
 

@@ -22,17 +22,7 @@ from torch import Tensor
 
 from sparsync.errors import DivergedError, UsageError
 from sparsync.hetero import make_plan
-from sparsync.peers.monitors import (
-    Exact,
-    Linear,
-    Monitor,
-    Naive,
-    SketchMonitor,
-    default_epsilon,
-    distance_to,
-    unit_vector,
-)
-from sparsync.sketch import Sketch
+from sparsync.peers.monitors import MONITORS, Monitor, MonitorSpec, distance_to
 from sparsync.spec import Count, config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import ErrorFeedback, parse_chain
@@ -61,7 +51,7 @@ class FDA:
         tau steps end with an average, and the exact variance there becomes the threshold. After every later round of
         t steps that ended at variance V it becomes (tau / t) V, but changes at most by a factor of 2; a round never
         exceeds 4 tau steps. One more float32 per worker and average. Not the invariant of a fixed threshold.
-    monitor : {"linear", "sketch", "naive", "exact"}
+    monitor : {"linear", "sketch", "naive", "exact"}, or another that is registered
         What workers send for the estimate: 2, 1 + depth x width, 1, or 1 + d numbers. Default: linear.
     depth, width : int
         The sketch: rows (odd) and buckets. Default: 5 x 250.
@@ -84,7 +74,7 @@ class FDA:
     threshold: float | None = None
     per_parameter: float | None = None
     cadence: float | None = Field(default=None, ge=1, allow_inf_nan=False)
-    monitor: Literal["linear", "sketch", "naive", "exact"] = "linear"
+    monitor: MonitorSpec = "linear"
     depth: int = Field(default=5, ge=1, le=99)
     width: int = Field(default=250, ge=2, le=1 << 20)
     epsilon: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -129,20 +119,9 @@ class FDA:
             fleet.clock.system.need_time("fda: pace=speed")
             units = make_plan(fleet.clock.system.step_seconds).units
         fleet.open_round("model")
-        return FDAState(self, self._monitor(fleet), fleet.params[0].clone(), threshold, units)
-
-    def _monitor(self, fleet: Fleet) -> Monitor:
-        if self.monitor == "exact":
-            return Exact(fleet.d)
-        if self.monitor == "naive":
-            return Naive()
-        if self.monitor == "linear":
-            return Linear(unit_vector(fleet))
-        rng = fleet.generator("sketch")
-        sketch = Sketch(
-            fleet.d, self.depth, self.width, rng, self.layout, device=fleet.params.device, dtype=fleet.params.dtype
+        return FDAState(
+            self, MONITORS.build(MONITORS.inner(self.monitor), fleet, self), fleet.params[0].clone(), threshold, units
         )
-        return SketchMonitor(sketch, default_epsilon(self.width) if self.epsilon is None else self.epsilon)
 
 
 @dataclass

@@ -66,7 +66,7 @@ def _quantised(bits: Literal[8, 4, 2]) -> Callable[..., Quantised]:
 
 
 for _bits in (8, 4, 2):
-    CODECS.register(f"q{_bits}")(_quantised(_bits))  # type: ignore[arg-type]
+    CODECS.register(f"q{_bits}")(_quantised(_bits))
 
 
 def _stage(text: str) -> tuple[str, Support | Values]:

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test check format bench golden clean
 
 demo: $(VENV)/ready
-	$(BIN)/sparsync compare
+	$(BIN)/sparsync compare examples/demo.toml
 
 test: $(VENV)/ready-dev
 	$(BIN)/pytest -n 2 --dist worksteal

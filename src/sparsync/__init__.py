@@ -1,5 +1,7 @@
 """sparsync: distributed deep learning that communicates only when, what and with whom it must."""
 
+from importlib.metadata import version
+
 from sparsync.attaching import Attached, attach
 from sparsync.comparison import compare, resume
 from sparsync.errors import (
@@ -40,3 +42,5 @@ __all__ = [
     "from_torch",
     "resume",
 ]
+
+__version__ = version("sparsync")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsync.engines import Action, AsyncRoundLoop, Budget, EpochLoop, PeerLoop, Progress, RoundLoop
 from sparsync.engines.devices import Device, Post, Supervisor, Switchboard, numbers_limit
@@ -63,6 +64,9 @@ class Loop(Protocol):
     @property
     def syncs(self) -> int:
         """How often models have been averaged; rounds, or epochs."""
+
+    def rehearse(self) -> None:
+        """Plan what comes first, to learn whether it is refused; another loop then trains."""
 
     def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
         """Train to the end of the budget. Return whether it got there, or was asked to stop."""
@@ -130,6 +134,7 @@ class Setting:
         said, seed = self.experiment, self.seed
         module = self.task.module(seed, self.dtype).to(said.device)
         rows = share(said.workers, group.size, group.rank)
+        _make_room(len(rows), module)
         fleet = Fleet(
             Arena(module, len(rows), torch.device(said.device), self.dtype),
             said.workers,
@@ -256,6 +261,18 @@ def step_seconds(experiment: Experiment, task: Task) -> float:
     finally:
         torch.set_num_threads(threads)
     return median(took[_WARM_UP:])
+
+
+def _make_room(workers: int, module: nn.Module) -> None:
+    """Refuse models and gradients of so many workers that this machine cannot hold."""
+    parameter = next(module.parameters())
+    needed = 2 * workers * sum(one.numel() * one.element_size() for one in module.parameters())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if parameter.device.type == "cpu" and needed > there:
+        raise UsageError(
+            f"workers: models and gradients of {workers} workers take {needed / 1e9:.1f} GB, this machine has "
+            f"{there / 1e9:.1f} GB; take fewer workers, or a smaller model"
+        )
 
 
 def _dtype(experiment: Experiment) -> torch.dtype:

@@ -78,6 +78,8 @@ def attach(
     if topology not in TOPOLOGIES:
         raise unknown("topology", topology, sorted(TOPOLOGIES))
     chosen = STRATEGIES.build(strategy) if isinstance(strategy, str) else strategy
+    if isinstance(chosen, type) or not isinstance(chosen, PeerStrategy):
+        raise UsageError(f"attach: strategy {chosen!r} is none among peers; give one such as FDA(threshold=2)")
     return Attached(model, optimizer, chosen, group, seed, topology, buffers)
 
 

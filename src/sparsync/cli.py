@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Distributed deep learning that communicates only when, what and with whom it must.",
 )
 
@@ -54,12 +56,29 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"sparsync {version('sparsync')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def compare(
     experiment: Annotated[Path | None, typer.Argument(help="An experiment file (TOML). Flags override it.")] = None,
-    data: Annotated[str | None, typer.Option(help="Dataset, or package.module:function. Default: digits.")] = None,
+    data: Annotated[str | None, typer.Option(help="Dataset, or module:function:key=value. Default: digits.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder (or file) that holds the dataset.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model, or package.module:function. Default: mlp.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model, or module:function:key=value. Default: mlp.")] = None,
     partition: Annotated[str | None, typer.Option(help="Who holds which samples. Default: iid.")] = None,
     workers: Annotated[int | None, typer.Option(help="Number of workers, K. Default: 10.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per worker and step. Default: 32.")] = None,
@@ -73,10 +92,11 @@ def compare(
         bool | None, typer.Option("--stop-at-target/--no-stop-at-target", help="End a run at the target. Default: yes.")
     ] = None,
     strategy: Annotated[
-        list[str] | None, typer.Option(help="Strategy spec, or label=spec; repeat for more. Default: a selection.")
+        list[str] | None,
+        typer.Option(help="Strategy spec, or label=spec; repeat for more. Default: twelve, of all families."),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Repeat with seeds 0 to n-1; mean and spread are reported.")] = None,
-    topology: Annotated[str | None, typer.Option(help="ring or star. Default: ring.")] = None,
+    topology: Annotated[str | None, typer.Option(help="ring or star (no HADFL by default). Default: ring.")] = None,
     precision: Annotated[str | None, typer.Option(help="How models travel on a star. Default: as they are.")] = None,
     buffers: Annotated[str | None, typer.Option(help="BatchNorm statistics: average or local.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64. Default: float32.")] = None,
@@ -127,7 +147,7 @@ def compare(
         "buffers": buffers,
         "dtype": dtype,
         "device": device,
-        "processes": int(processes) if processes and processes.isdigit() else processes,
+        "processes": processes,
         "save_seconds": save_seconds,
         "imports": imports or None,
     }
@@ -225,7 +245,7 @@ def device(
             raise UsageError("--number: say which device this is, from 0 on; torchrun says it by itself")
         number = int(rank)
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port):
         raise UsageError(f"--coordinator {coordinator}: expected HOST:PORT, as in 192.168.1.10:29400")
     made, hadfl = deployment.only(_read(experiment, data_root, device), strategy)
     deployment.serve(
@@ -261,25 +281,18 @@ def report(
 
 
 @app.command("list")
-def list_() -> None:
-    """Show strategies, models, datasets, partitions, optimisers and schedules with their parameters and defaults."""
-    from sparsync.strategies import STRATEGIES
-    from sparsync.task import DATASETS, MODELS, PARTITIONS
-    from sparsync.workers import OPTIMIZERS, SCHEDULES
+def list_(
+    name: Annotated[str | None, typer.Argument(help="Show this one in full. Default: a line for each.")] = None,
+    imports: Annotated[
+        list[str] | None, typer.Option("--import", help="Module of yours to import first; repeat for more.")
+    ] = None,
+) -> None:
+    """Show all that has a name, from strategies to profile presets, with its parameters and their defaults."""
+    from sparsync import registries
+    from sparsync.experiment import import_modules
 
-    console = Console()
-    registries: list[Any] = [STRATEGIES, MODELS, DATASETS, PARTITIONS, OPTIMIZERS, SCHEDULES]
-    for registry in registries:
-        plural = registry.kind[:-1] + "ies" if registry.kind.endswith("y") else registry.kind + "s"
-        console.print(f"\n{plural}", style="bold")
-        for name, entry in sorted(registry.entries.items()):
-            parameters = ", ".join(str(parameter) for parameter in entry.parameters)
-            console.print(
-                f"  {name}{':' if parameters else ''} {parameters}  {entry.summary}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+    import_modules(imports or [])
+    print(registries.listed() if name is None else registries.described(name))
 
 
 def _read(path: Path, data_root: Path | None, device: str | None = None) -> Any:
@@ -381,6 +394,7 @@ def _finish(runs: Iterable[tuple[Path, dict[str, Any] | None]], draw: bool, targ
 
         run = _loaded(folder, target)
         Console().print(reporting.table(run))
+        print(reporting.headline(run))
         if draw:
             reporting.draw(run, folder)
             print(f"report: {reporting.write(folder, run)}")

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,11 +25,12 @@ from sparsync.engines.serving import RemoteClients
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment, build, read, to_toml
 from sparsync.identity import difference, identity, versions
+from sparsync.peers import Cadence, Follower
 from sparsync.records import Records
 from sparsync.run import Run, Watcher
 from sparsync.split import Site, SplitStrategy
 from sparsync.storage import locked, remove, write_json, write_text
-from sparsync.task import Task, counts, load_dataset, partition
+from sparsync.task import Dataset, Task, counts, load_dataset, partition
 from sparsync.workers import Alone, Group
 
 _BEGUN = ("experiment.toml", "run.json", "partition.json", "history.jsonl", "devices.json", "token")
@@ -69,6 +70,17 @@ def compare(
     folder = Path(folder)
     with _new(folder), around:
         return _run(Order(experiment, folder, watch, board))
+
+
+def rehearse(experiment: Experiment, dataset: Dataset) -> None:
+    """Refuse here and now what `compare` would refuse of an experiment whose data are these.
+
+    Raises
+    ------
+    UsageError
+        If a partition, the model or a strategy is refused.
+    """
+    _rehearse(experiment, Task(dataset, experiment.model), Alone(), experiment.strategies)
 
 
 def resume(
@@ -286,6 +298,10 @@ def _compare(
     """Train every strategy with every seed, unless that has been done; `site` is where, by the number of the run."""
     folder, dataset = order.folder, task.dataset
     records = Records(folder, order.experiment, group)
+    if order.board is None:  # real devices train one strategy, and call before it is assembled
+        runs = [(label, seed) for seed in experiment.seeds for label in experiment.strategies]
+        undone = dict.fromkeys(label for label, seed in runs if (label, seed) not in records.results)
+        _rehearse(experiment, task, group, undone)
     with _stopping() as stopping, _watched(order, group) as watcher:
         if watcher and dataset.note:
             watcher.noted(dataset.note)
@@ -301,6 +317,32 @@ def _compare(
                     kind = site(i * len(experiment.strategies) + j)
                     setting = Setting(experiment, task, parts, seed, group, kind, order.board)
                     Run(setting, label, records, watcher, stopping).complete()
+
+
+def _rehearse(experiment: Experiment, task: Task, group: Group, labels: Iterable[str]) -> None:
+    """Assemble every strategy once before the first one trains, with the first seed, and partition with all seeds.
+
+    Raises
+    ------
+    UsageError
+        If any of it is refused; the strategies are named, with the reason of each.
+    """
+    known = task.dataset.train.labels.numpy()
+    for seed in reversed(experiment.seeds):
+        parts = partition(experiment.partition, known, experiment.workers, seed)
+    setting = Setting(experiment, task, parts, experiment.seeds[0], group)
+    task.module(setting.seed, setting.dtype)  # what all would be refused for is said once
+    refused: dict[str, list[str]] = {}
+    for label in labels:
+        strategy = experiment.strategy(label)
+        if isinstance(strategy, Follower) and strategy.match is not None:
+            strategy = strategy.matched(Cadence(steps=1, syncs=1))
+        try:
+            setting.assemble(strategy, lambda _: None).rehearse()
+        except UsageError as error:
+            refused.setdefault(str(error), []).append(label)
+    if refused:
+        raise UsageError("; ".join(f"strategy {', '.join(map(repr, who))}: {why}" for why, who in refused.items()))
 
 
 @contextmanager

@@ -21,12 +21,14 @@ from sparsync.federated import Choosy, FederatedStrategy, Federation
 from sparsync.peers import Follower, PeerStrategy
 from sparsync.split import Split, SplitStrategy
 from sparsync.strategies import STRATEGIES
-from sparsync.system import DELAYS, Profile, System
+from sparsync.system import DELAYS, Profile
 from sparsync.task import DATASETS, MODELS, PARTITIONS
 from sparsync.wire.dense import Precision
 from sparsync.workers import OPTIMIZERS, SCHEDULES
 from sparsync.workers.batches import Order
 from sparsync.workers.fleet import BuffersPolicy
+
+_RING = "hadfl:unit=10"  # whose workers pass models to one another
 
 DEFAULT_STRATEGIES = {
     label: label
@@ -36,7 +38,7 @@ DEFAULT_STRATEGIES = {
         "fda:cadence=10",
         "fda:threshold=1,monitor=linear",
         "fda:threshold=1,monitor=sketch",
-        "hadfl:unit=10",
+        _RING,
         "fedavg",
         "fedadam:lr=0.03",
         "sparsyfed:sparsity=0.8",
@@ -46,22 +48,27 @@ DEFAULT_STRATEGIES = {
     )
 }
 
-# Without strategies and without a table [profile]: unequal devices, the slowest a quarter as fast as the fastest, which
-# take 10 ms for a step (4:2:2:1 over and over, as in HADFL's paper), and links of 10 Mbit/s.
-DEFAULT_PROFILE = Profile(power="1:0.5:0.5:0.25:...", bandwidth=1.25e6)
-
-# Without a table [federation]: what suits the embedded digits among ten clients.
-DEFAULT_FEDERATION = Federation(participation=0.5, epochs=2, optimizer="sgd:lr=0.3")
-
-# Without a table [split]: the same, with two stragglers.
-DEFAULT_SPLIT = Split(batch_size=64, epochs=30, optimizer="sgd:lr=0.3", delays="stragglers:count=2,seconds=0.02")
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 _NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of pairs, ends of lines
+_MOST_WORKERS, _MOST_PROCESSES, _MOST_SEEDS = 1_000_000, 1_000, 1_000
+_MOST_BYTES = 1 << 24  # of an experiment file
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+class _Settings(BaseModel):
+    """Settings whose mistakes are `UsageError`, from Python as from a file."""
+
+    def __init__(self, /, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            for item in error.errors():
+                if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+                    raise _unknown_key(type(self), *map(str, item["loc"])) from None
+            raise UsageError(spec.explain(error)) from None
 
 
-class Experiment(BaseModel):
+class Experiment(_Settings):
     """One task, one fleet, one budget; several strategies and seeds.
 
     Attributes
@@ -87,7 +94,8 @@ class Experiment(BaseModel):
     seeds
         A list, or a number n for 0 to n-1.
     topology, precision, buffers
-        Ring or star; how models travel to and from a star's server; whether buffers are averaged.
+        Ring or star (without `strategies`, HADFL is not compared on a star); how models travel to and from a star's
+        server; whether buffers are averaged.
     dtype, device
         Of models and their arithmetic.
     processes
@@ -110,45 +118,56 @@ class Experiment(BaseModel):
     data_root: Path | None = None
     model: str = "mlp"
     partition: str = "iid"
-    workers: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=32, ge=1)
+    workers: Annotated[int, Field(ge=1, le=_MOST_WORKERS)] = 10
+    batch_size: spec.Count = 32
     batches: Order = "epochs"
     optimizer: str = "adam"
     schedule: str = "constant"
-    steps: int = Field(default=1000, ge=1)
-    eval_every: int = Field(default=20, ge=1)
+    steps: spec.Count = 1000
+    eval_every: spec.Count = 20
     seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     target: float | None = None
     stop_at_target: bool = True
     strategies: dict[str, str] = Field(default_factory=lambda: dict(DEFAULT_STRATEGIES))
-    seeds: list[Seed] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1, max_length=_MOST_SEEDS)
     topology: Literal["ring", "star"] = "ring"
     precision: Precision | None = None
     buffers: BuffersPolicy = "average"
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
-    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    federation: Federation = DEFAULT_FEDERATION
-    split: Split = DEFAULT_SPLIT
+    processes: Annotated[int, Field(ge=1, le=_MOST_PROCESSES)] | Literal["auto"] = "auto"
+    federation: Federation = Field(default_factory=Federation)
+    split: Split = Field(default_factory=Split)
     profile: Profile = Field(default_factory=Profile)
     save_seconds: float = Field(default=30.0, ge=0)
     imports: list[str] = Field(default_factory=list)
 
     @model_validator(mode="before")
     @classmethod
-    def _selected(cls, given: Any) -> Any:
-        """Without strategies: a selection, and devices that show what each is good for."""
-        if not isinstance(given, dict) or "strategies" in given:
+    def _prepared(cls, given: Any) -> Any:
+        """Import first what registers names; without strategies on a star, select those that need no ring."""
+        if not isinstance(given, dict):
             return given
-        selection = dict(DEFAULT_STRATEGIES)
-        if given.get("topology") == "star":
-            del selection["hadfl:unit=10"]  # its workers pass models to one another
-        return {"strategies": selection, "profile": DEFAULT_PROFILE, **given}
+        names = given.get("imports")
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            import_modules(names)
+        if given.get("topology") == "star" and "strategies" not in given:
+            given = {
+                **given,
+                "strategies": {label: text for label, text in DEFAULT_STRATEGIES.items() if text != _RING},
+            }
+        if given.get("precision") is not None and given["precision"] == given.get("dtype", "float32"):
+            given = {**given, "precision": None}  # as the models are
+        return given
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _count_of_seeds(cls, value: Any) -> Any:
-        return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        if value > _MOST_SEEDS:
+            raise ValueError(f"{spec.shown(value)} of them; at most {_MOST_SEEDS} in one comparison")
+        return list(range(value))
 
     @field_validator("strategies", mode="before")
     @classmethod
@@ -181,30 +200,34 @@ class Experiment(BaseModel):
             raise ValueError(f"processes: {self.processes} for {self.workers} workers; at most one each")
         if self.precision not in (None, self.dtype) and self.topology == "ring":
             raise ValueError(f"precision: a ring moves models as they are, in {self.dtype}; use topology='star'")
-        self.import_modules()
         check_device(self.device)
-        if spec.imported(self.data, DATASETS) is None:
-            DATASETS[spec.parse(self.data).name]
-        PARTITIONS[spec.parse(self.partition).name]
-        OPTIMIZERS.build(self.optimizer, [torch.nn.Parameter(torch.zeros(1))])
-        SCHEDULES.build(self.schedule)
-        System.of(self.profile, self.workers)
-        self.federation.cohort_of(self.workers)
-        DELAYS.build(self.split.delays, self.workers, 0)
+        if spec.imported(self.data, DATASETS, context=1) is None:
+            DATASETS.resolve(self.data)
+        if spec.imported(self.model, MODELS) is None:
+            MODELS.resolve(self.model)
+        PARTITIONS.resolve(self.partition)
+        OPTIMIZERS.resolve(self.optimizer)
+        SCHEDULES.resolve(self.schedule)
+        self.profile.check(self.workers)
         seen: dict[str, str] = {}
+        families: set[type] = set()
         for label, text in self.strategies.items():
             strategy = STRATEGIES.build(text)
+            families |= {family for family in (FederatedStrategy, SplitStrategy) if isinstance(strategy, family)}
             if isinstance(strategy, Choosy):
                 strategy.check(self.federation)
             if isinstance(strategy, Follower) and strategy.match is not None:
                 matching(strategy.match, seen)
             seen[label] = text
+        if FederatedStrategy in families:
+            self.federation.cohort_of(self.workers)
+        if SplitStrategy in families:
+            DELAYS.build(self.split.delays, self.workers, 0)
         return self
 
     def import_modules(self) -> None:
         """Import what `imports` names: in every process, before anything is looked up."""
-        for name in self.imports:
-            spec.import_module(name, "imports", "name an importable module")
+        import_modules(self.imports)
 
     def strategy(self, label: str) -> PeerStrategy | FederatedStrategy | SplitStrategy:
         """Return the strategy of a label."""
@@ -224,6 +247,18 @@ class Experiment(BaseModel):
     def _fingerprint(self, *without: str) -> str:
         said = self.model_dump(mode="json", exclude=set(without))
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import modules that register things.
+
+    Raises
+    ------
+    UsageError
+        If there is no such module, or it raises anything while it is imported.
+    """
+    for name in names:
+        spec.import_module(name, "imports", "name an importable module")
 
 
 def check_device(name: str) -> None:
@@ -294,21 +329,14 @@ def build(settings: dict[str, Any], source: str = "") -> Experiment:
         One line that names every wrong key, and what was expected.
     """
     try:
-        return Experiment.model_validate(settings)
-    except ValidationError as error:
-        where = f"{source}: " if source else ""
-        for item in error.errors():
-            if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-                raise UsageError(where + str(_unknown_key(*map(str, item["loc"])))) from None
-        raise UsageError(where + spec.explain(error)) from None
+        return Experiment(**settings)
     except UsageError as error:
         raise UsageError(f"{source}: {error}" if source else str(error)) from None
 
 
-def _unknown_key(*path: str) -> UsageError:
+def _unknown_key(table: Any, *path: str) -> UsageError:
     """Return the error for a key that does not exist: at the top, in a table as ``[profile]``, or in one's list."""
     *outer, name = path
-    table: Any = Experiment
     for piece in outer:
         table = get_args(table)[0] if piece.isdigit() else get_type_hints(table)[piece]
     where = ".".join(piece for piece in outer if not piece.isdigit())
@@ -324,11 +352,19 @@ def read(path: Path) -> dict[str, Any]:
         If there is no such file, or it is not TOML.
     """
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise UsageError(f"{path}: more than {_MOST_BYTES >> 20} MiB; give the path of an experiment file (TOML)")
+        return tomllib.loads(text.decode())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}; give the path of an experiment file (TOML)") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not valid TOML: {error}") from None
+    except UsageError:
+        raise
+    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
+        raise UsageError(f"{path}: not valid TOML: {str(error).partition(';')[0]}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: not valid TOML: nested too deeply") from None
 
 
 def to_toml(experiment: Experiment) -> str:

@@ -3,7 +3,7 @@
 Strategies, models, datasets, partitions, optimisers and schedules are all chosen this way, on the command line and in
 experiment files alike. A registry maps the name to a class or function; its *keyword-only* parameters are what a user
 may set, its positional ones are supplied by the program. Unknown names and parameters are errors that list the valid
-ones.
+ones. Inside a spec, what has a name takes its own parameters in parentheses: ``fedavg:uplink=topk(0.05)+q8(block=64)``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Generic, TypeVar, cast
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -29,6 +29,15 @@ from sparsync.errors import SparsyncError, UsageError, described
 
 T = TypeVar("T")
 
+MOST = 10**9
+"""The largest count that a setting may have: products of two fit into 64 bits."""
+
+Count = Annotated[int, Field(ge=1, le=MOST)]
+"""How many of something, at least one."""
+
+Natural = Annotated[int, Field(ge=0, le=MOST)]
+"""How many of something, perhaps none."""
+
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def config(cls: type[T]) -> type[T]:
@@ -37,7 +46,9 @@ def config(cls: type[T]) -> type[T]:
     init = made.__init__
 
     @functools.wraps(init)
-    def keywords_only(self: Any, **given: Any) -> None:  # kw_only does not reach fields declared with Field(...)
+    def keywords_only(self: Any, *unnamed: Any, **given: Any) -> None:  # kw_only does not reach Field(...)
+        if unnamed:
+            raise UsageError(f"{cls.__name__}: {shown(unnamed[0])} is a positional argument; give it as NAME=VALUE")
         try:
             init(self, **given)
         except ValidationError as error:
@@ -101,16 +112,25 @@ def explain(error: ValidationError) -> str:
     for item in error.errors():
         key = ".".join(str(piece) for piece in item["loc"] if not _BRANCH.match(str(piece)))
         message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        shown = item["type"] not in ("value_error", "missing", "missing_keyword_only_argument")
-        parts.append((f"{key}: " if key else "") + message + (f", got {item['input']!r}" if shown else ""))
+        given = item["type"] not in ("value_error", "missing", "missing_keyword_only_argument")
+        parts.append((f"{key}: " if key else "") + message + (f", got {shown(item['input'])}" if given else ""))
     return "; ".join(dict.fromkeys(parts))
+
+
+def shown(value: object, most: int = 120) -> str:
+    """Return a value as a message shows it: its beginning, if it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # more digits than Python writes; nested too deeply
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def unknown(kind: str, name: str, valid: list[str]) -> UsageError:
     """Return the error for a name that is not among the valid ones, with the nearest of them."""
     near = difflib.get_close_matches(name, valid, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return UsageError(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(valid)}")
+    return UsageError(f"unknown {kind} {shown(name)}: {hint}choose one of {', '.join(valid)}")
 
 
 @dataclass(frozen=True)
@@ -132,50 +152,140 @@ def _shown(value: object) -> str:
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A registered class or function, with the one-line summary of its docstring."""
+    """A class or function, registered or the user's own: its parameters, and what its docstring says."""
 
     name: str
     factory: Callable[..., T]
 
     @property
     def summary(self) -> str:
-        lines = (inspect.getdoc(self.factory) or "").splitlines()
-        return lines[0] if lines else ""
+        """First line of the docstring."""
+        return self.text.partition("\n")[0]
+
+    @property
+    def text(self) -> str:
+        """The docstring up to the first of its sections."""
+        return _HEADING.split(_documentation(self.factory), maxsplit=1)[0].strip()
 
     @property
     def parameters(self) -> list[Parameter]:
-        hints = typing.get_type_hints(self.factory, include_extras=True)
+        """What a user may set: what is keyword-only."""
+        return [parameter for kind, parameter in self._all if kind is inspect.Parameter.KEYWORD_ONLY]
+
+    def by_name(self, context: int) -> list[Parameter]:
+        """All that can be given by name, after the first positional ones, which the program supplies."""
+        places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        supplied = [parameter for kind, parameter in self._all if kind in places][:context]
+        names = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return [parameter for kind, parameter in self._all if kind in names and parameter not in supplied]
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What the docstring says of each parameter; a class also knows what its bases say."""
+        classes = inspect.getmro(self.factory) if inspect.isclass(self.factory) else (self.factory,)
+        found: dict[str, str] = {}
+        for documented in reversed(classes):
+            found |= _described(_documentation(documented))
+        return found
+
+    @property
+    def _all(self) -> list[tuple[Any, Parameter]]:
+        hints = _hints(self.factory)
         found = []
         for parameter in inspect.signature(self.factory).parameters.values():
-            if parameter.kind is not parameter.KEYWORD_ONLY:
-                continue
             default = parameter.default
             if isinstance(default, FieldInfo):
                 default = default.get_default(call_default_factory=True)
             required = default is parameter.empty or repr(default) == "PydanticUndefined"
-            found.append(Parameter(parameter.name, hints.get(parameter.name, Any), default, required))
+            guess = type(default) if type(default) in (bool, int, float, str) else Any  # where nothing is annotated
+            annotation = hints.get(parameter.name, guess)
+            found.append((parameter.kind, Parameter(parameter.name, annotation, default, required)))
         return found
 
 
+def _known(what: str, given: Mapping[str, str], parameters: list[Parameter]) -> dict[str, str | None]:
+    """Return what is given, ``none`` as None, if there are such parameters."""
+    names = [parameter.name for parameter in parameters]
+    for key in given:
+        if key not in names:
+            valid = ", ".join(names) or "none at all"
+            raise UsageError(f"{what} has no parameter {shown(key)}: its parameters are {valid}")
+    return {key: None if value.lower() == "none" else value for key, value in given.items()}
+
+
+def _validated(what: str, given: Mapping[str, str | None], parameters: list[Parameter]) -> dict[str, Any]:
+    """Text to the types that a function's parameters are annotated with."""
+    fields: dict[str, Any] = {
+        parameter.name: (parameter.annotation, ... if parameter.required else parameter.default)
+        for parameter in parameters
+    }
+    model = create_model("Parameters", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
+    try:
+        values = model(**given)
+    except ValidationError as error:
+        raise UsageError(f"{what}: {explain(error)}") from None
+    return {name: getattr(values, name) for name in fields}
+
+
+def _is_config(factory: object) -> bool:
+    return hasattr(factory, "__pydantic_fields__")
+
+
+def _hints(factory: Any) -> dict[str, Any]:
+    """Annotations of a function, a `config` or the constructor of a class; none where they cannot be resolved."""
+    plain = inspect.isclass(factory) and not _is_config(factory)
+    try:
+        return typing.get_type_hints(factory.__init__ if plain else factory, include_extras=True)
+    except (NameError, TypeError, AttributeError):  # of the user's own, such as names that only a type checker imports
+        return {}
+
+
+_HEADING = re.compile(r"^(\w[\w ]*)\n-+$", re.MULTILINE)
+
+
+def _documentation(documented: object) -> str:
+    return inspect.cleandoc(getattr(documented, "__doc__", None) or "")
+
+
+def _described(text: str) -> dict[str, str]:
+    """What the sections ``Attributes`` and ``Parameters`` of a docstring say of each name."""
+    _, *pieces = _HEADING.split(text)
+    found: dict[str, str] = {}
+    for heading, body in zip(pieces[::2], pieces[1::2], strict=True):
+        if heading in ("Attributes", "Parameters"):
+            for names, meaning in re.findall(r"^(\S.*)\n((?:[ ]+\S.*\n?|\n(?=[ ]))*)", body, re.MULTILINE):
+                said = " ".join(meaning.split())
+                found |= dict.fromkeys(re.split(r",\s*", names.partition(" :")[0].strip()), said)
+    return found
+
+
 class Registry(Generic[T]):
-    """The one door for new strategies, models, datasets, partitions, optimisers and schedules of a kind.
+    """The one door for new strategies, models, datasets, codecs and other things of a kind.
 
     Parameters
     ----------
     kind : str
         What is registered, in the singular, for messages: ``"strategy"``.
+    made : type, optional
+        What must come of building. Default: anything.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, made: type | None = None) -> None:
+        self.kind, self.made = kind, made
         self.entries: dict[str, Entry[T]] = {}
 
     def register(self, name: str) -> Callable[[Callable[..., Any]], Any]:
-        """Register the decorated class or function under a name; its first docstring line is its summary."""
+        """Register the decorated class or function under a name; its first docstring line is its summary.
+
+        Raises
+        ------
+        UsageError
+            If the name is taken.
+        """
 
         def door(factory: Callable[..., Any]) -> Any:
             if name in self.entries:
-                raise ValueError(f"{self.kind} {name!r} is registered twice")
+                raise UsageError(f"{self.kind} {name!r} is registered twice; choose another name")
             self.entries[name] = Entry(name, factory)
             return factory
 
@@ -185,6 +295,56 @@ class Registry(Generic[T]):
         if name not in self.entries:
             raise unknown(self.kind, name, sorted(self.entries))
         return self.entries[name]
+
+    def inner(self, text: str) -> Spec:
+        """Parse what stands inside another spec: ``name`` or ``name(value,flag,key=value)``.
+
+        An argument without a key sets the flag of that name, or the first parameter that is not yet given.
+
+        Raises
+        ------
+        UsageError
+            If it is neither, the name is unknown, or there are too many arguments.
+        """
+        found = re.fullmatch(r"([^()]*?)\s*(?:\((.*)\))?", text.strip(), re.DOTALL)
+        if found is None or not found[1]:
+            raise UsageError(f"{self.kind} {shown(text)}: expected name, or name(key=value)")
+        entry, given = self[found[1]], dict[str, str]()
+        flags = [parameter.name for parameter in entry.parameters if parameter.annotation is bool]
+        for argument in _split(found[2] or "", ",") if (found[2] or "").strip() else ():
+            key, equals, value = (piece.strip() for piece in argument.partition("="))
+            if not equals:
+                free = [p.name for p in entry.parameters if p.name not in given and p.name not in flags]
+                key, value = (key, "true") if key in flags else (free[0] if free else key, key)
+            if key in given or not value:
+                raise UsageError(f"{self.kind} {entry.name!r}: {shown(argument)} is empty, or one argument too many")
+            given[key] = value
+        return Spec(entry.name, given)
+
+    def check(self, text: str) -> str:
+        """Return what stands inside another spec as it is, if it can be resolved."""
+        self.resolve(self.inner(text))
+        return text
+
+    def resolve(self, spec: str | Spec) -> Callable[..., T]:
+        """Check a spec. Return what builds it from what the program supplies.
+
+        Raises
+        ------
+        UsageError
+            If the name or a parameter is unknown, or a value has the wrong type or range.
+        """
+        parsed = parse(spec) if isinstance(spec, str) else spec
+        entry = self[parsed.name]
+        what = f"{self.kind} {parsed.name!r}"
+        given = _known(what, parsed.parameters, entry.parameters)
+        if not _is_config(entry.factory):
+            return functools.partial(entry.factory, **_validated(what, given, entry.parameters))
+        try:
+            made = entry.factory(**given)
+        except UsageError as error:
+            raise UsageError(f"{what}: {str(error).removeprefix(f'{entry.factory.__name__}: ')}") from None
+        return lambda: made
 
     def build(self, spec: str | Spec, *context: Any) -> T:
         """Build what a spec asks for.
@@ -199,41 +359,13 @@ class Registry(Generic[T]):
         Raises
         ------
         UsageError
-            If the name or a parameter is unknown, or a value has the wrong type or range.
+            If the name or a parameter is unknown, a value has the wrong type or range, or something else is made.
         """
-        parsed = parse(spec) if isinstance(spec, str) else spec
-        entry = self[parsed.name]
-        known = {parameter.name: parameter for parameter in entry.parameters}
-        for key in parsed.parameters:
-            if key not in known:
-                valid = ", ".join(known) or "none at all"
-                raise UsageError(f"{self.kind} {parsed.name!r} has no parameter {key!r}: its parameters are {valid}")
-        given: dict[str, Any] = {
-            key: None if value.lower() == "none" else value for key, value in parsed.parameters.items()
-        }
-        where = f"{self.kind} {parsed.name!r}: "
-        checks_itself = inspect.isclass(entry.factory)  # a `config`
-        if checks_itself:
-            try:
-                return entry.factory(*context, **given)
-            except UsageError as error:
-                raise UsageError(where + str(error).removeprefix(f"{entry.factory.__name__}: ")) from None
-        try:
-            given = _validated(entry, given)
-        except ValidationError as error:
-            raise UsageError(where + explain(error)) from None
-        return entry.factory(*context, **given)
-
-
-def _validated(entry: Entry[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Text to the types that a function's keyword-only parameters are annotated with."""
-    fields: dict[str, Any] = {
-        parameter.name: (parameter.annotation, ... if parameter.required else parameter.default)
-        for parameter in entry.parameters
-    }
-    model = create_model("Parameters", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
-    values = model(**given)
-    return {name: getattr(values, name) for name in fields}
+        made = self.resolve(spec)(*context)
+        if self.made is not None and not isinstance(made, self.made):
+            what = f"{self.kind} {str(spec)!r}: it returned a {type(made).__name__}"
+            raise UsageError(f"{what}; expected a {self.made.__module__.partition('.')[0]} {self.made.__name__}")
+        return made
 
 
 @contextmanager
@@ -278,21 +410,32 @@ def import_module(name: str, what: str, otherwise: str) -> ModuleType:
 
 def is_code(spec: str, registry: Registry[Any]) -> bool:
     """Whether a spec names Python code, as in ``package.module:function``, and nothing of the registry's."""
-    place, _, name = spec.strip().partition(":")
-    return place not in registry.entries and ("." in place or name.isidentifier())
+    place, _, rest = spec.strip().partition(":")
+    return place not in registry.entries and ("." in place or rest.partition(":")[0].isidentifier())
 
 
-def imported(spec: str, registry: Registry[Any]) -> Callable[..., object] | None:
-    """Return the function that ``package.module:function`` names; None if the spec is the registry's to build.
+def imported(spec: str, registry: Registry[Any], context: int = 0) -> Callable[..., object] | None:
+    """Return the function that ``package.module:function:key=value`` names, with its parameters.
+
+    Parameters
+    ----------
+    spec : str
+        The function, and what it is to be given by name.
+    registry : Registry
+        What else the spec may be: None is returned if it is the registry's to build.
+    context : int
+        How many of the function's first parameters the program supplies.
 
     Raises
     ------
     UsageError
-        If it names a module or function that does not exist, or the module raises anything while it is imported.
+        If it names a module, function or parameter that does not exist, the module raises anything while it is
+        imported, or a value has the wrong type or range.
     """
     if not is_code(spec, registry):
         return None
-    place, _, name = spec.strip().partition(":")
+    place, _, rest = spec.strip().partition(":")
+    name, colon, _ = rest.partition(":")
     what = f"{registry.kind} {spec!r}"
     if not name.isidentifier():
         raise UsageError(f"{what}: expected package.module:function, but no function is named after the colon")
@@ -302,5 +445,13 @@ def imported(spec: str, registry: Registry[Any]) -> Callable[..., object] | None
     function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{what}: module {place!r} has no function {name!r}; define it there")
-    made: Callable[..., object] = function
-    return made
+    if not colon:
+        made: Callable[..., object] = function
+        return made
+    try:
+        parameters = Entry(name, function).by_name(context)
+    except ValueError:  # of what is not written in Python
+        raise UsageError(f"{what}: it does not say what parameters it has; give none") from None
+    given = _known(what, parse(rest).parameters, parameters)
+    chosen = [parameter for parameter in parameters if parameter.name in given]
+    return functools.partial(function, **_validated(what, given, chosen))

@@ -16,6 +16,7 @@ from sparsync import comparison
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment, build
 from sparsync.storage import file_name, locked, read_json, remove, write_text
+from sparsync.task import Dataset, load_dataset
 
 _FILE = "study.json"
 _MERGED = ("federation", "split", "profile")
@@ -57,20 +58,33 @@ def compare(
     UsageError
         If one of them is wrong, before any has begun, or the folder already holds a study.
     """
-    for name, own in settings.items():
-        build(dict(own), f"variant {name}")
+    made = {name: build(dict(own), f"variant {name}") for name, own in settings.items()}
     with locked(folder, make=True):
         path = folder / _FILE
         if path.exists():
             raise UsageError(
                 f"{folder} already holds a study; `sparsync resume {folder}` goes on with it, or name another"
             )
+        _rehearse(made)
         write_text(path, json.dumps(settings, indent=1, default=str) + "\n")
         try:
             yield from _each(folder, watch)
         finally:
             if not parts(folder):  # refused before anything was saved
                 remove(path)
+
+
+def _rehearse(variants: Mapping[str, Experiment]) -> None:
+    """Refuse all variants if one of them is refused; data that several have are loaded once."""
+    datasets: dict[tuple[str, Path | None], Dataset] = {}
+    for name, one in variants.items():
+        place = one.data, one.data_root
+        if place not in datasets:
+            datasets[place] = load_dataset(*place)
+        try:
+            comparison.rehearse(one, datasets[place])
+        except UsageError as error:
+            raise UsageError(f"variant {name}: {error}") from None
 
 
 def resume(folder: Path, watch: Callable[[Experiment], Any] | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -42,7 +42,10 @@ MISTAKES = [
     (["--strategy", "fda:per_parameter=-1"], "per_parameter=-1.0: a variance is at least 0"),
     (["--strategy", "fda"], "give exactly one of threshold, per_parameter and cadence, got none of them"),
     (["--strategy", "fda:threshold=1,cadence=5"], "got threshold and cadence"),
-    (["--strategy", "fda:threshold=1,monitor=best"], "monitor: Input should be 'linear', 'sketch', 'naive' or 'exact'"),
+    (
+        ["--strategy", "fda:threshold=1,monitor=best"],
+        "monitor: unknown monitor 'best': choose one of exact, linear, naive, sketch",
+    ),
     (["--strategy", "fda:threshold=1,monitor=sketch,depth=4"], "depth=4: give an odd number"),
     (["--strategy", "fda:threshold"], "expected name:key=value"),
     (["--strategy", "local-sgd"], "give either period"),
@@ -71,7 +74,10 @@ MISTAKES = [
     (["--device", "toaster"], "device: 'toaster' cannot be used here"),
     (["--import", "no_such_module_here"], "imports: cannot import 'no_such_module_here'"),
     (["--rounds", "0"], "federation.rounds: Input should be greater than or equal to 1"),
-    (["--cohort", "3"], "federation: a cohort of 3 out of 2 clients; select at most all of them"),
+    (
+        ["--strategy", "fedavg", "--cohort", "3"],
+        "federation: a cohort of 3 out of 2 clients; select at most all of them",
+    ),
     (
         ["--cohort", "1", "--participation", "0.5"],
         "federation: give either cohort (clients per round) or participation",
@@ -79,7 +85,7 @@ MISTAKES = [
     (["--participation", "1.5"], "federation.participation: Input should be less than or equal to 1"),
     (["--client-optimizer", "adm"], "federation: unknown optimizer 'adm': did you mean 'adam'?"),
     (["--strategy", "fedavgg"], "unknown strategy 'fedavgg': did you mean 'fedavg'?"),
-    (["--strategy", "fedavg:uplink=zip"], "strategy 'fedavg': uplink: chain 'zip': unknown stage 'zip'"),
+    (["--strategy", "fedavg:uplink=zip"], "strategy 'fedavg': uplink: chain 'zip': unknown codec 'zip'"),
     (["--strategy", "fedavg:downlink=topk(0.1)"], "a client that holds nothing cannot fill in what is left out"),
     (["--strategy", "scaffold", "--client-optimizer", "adam"], "control variates assume plain SGD on the clients, not"),
     (["missing.toml"], "missing.toml: No such file"),
@@ -117,7 +123,7 @@ def test_a_mistake_is_one_clear_line_and_a_non_zero_exit(cli, arguments, message
         ("[profile]\nmean_up = 5", "profile: mean_up and mean_down describe one process; give both, or neither"),
         (
             "[profile]\npreset = 'wifi'",
-            "profile.preset: Input should be 'datacenter', 'cross-silo-wan', 'phones-4g' or",
+            "profile: unknown preset 'wifi': choose one of cross-silo-wan, datacenter, iot, phones-4g",
         ),
         ("[profile]\noutages = 3", "profile.outages: Input should be a valid list, got 3"),
         ("[[profile.outages]]\nworker = 10\nat = 1", "profile: outages name worker 10 of 10; the last is 9"),
@@ -133,7 +139,10 @@ def test_a_mistake_is_one_clear_line_and_a_non_zero_exit(cli, arguments, message
         ),
         ("[federation]\nrounds = 'all'", "federation.rounds: Input should be a valid integer"),
         ("[federation]\ncohort = 2\nparticipation = 0.5", "federation: give either cohort (clients per round) or part"),
-        ("[federation]\nminimum = 20", "federation: minimum=20 valid uploads of a cohort of 10; ask for fewer"),
+        (
+            "strategies = ['fedavg']\n[federation]\nminimum = 20",
+            "federation: minimum=20 valid uploads of a cohort of 10; ask for fewer",
+        ),
         ("federation = 3", "federation: Input should be a dictionary"),
         ("strategies = ['fda-opt']\n[federation]\nsteps = 5", "fda-opt: rounds are counted in epochs"),
     ],
@@ -284,23 +293,18 @@ def profile(folder: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_without_a_word_hadfl_is_there_and_virtual_time_on_unequal_devices(cli, workers):
-    short = ("--processes", 1, "--steps", 20, "--eval-every", 10, "--rounds", 20, "--epochs", 1, "--no-report")
+def test_without_a_word_hadfl_is_there_and_virtual_time_on_equal_devices(cli, workers):
+    short = ("--processes", 1, "--steps", 20, "--eval-every", 10, "--rounds", 20, "--no-report")
     status, shown, said = cli("compare", "--workers", workers, *short, "--out", "run")
     assert status == 0, said
     summary = json.loads(Path("run/summary.json").read_text())
     assert [one["strategy"] for one in summary["results"]].count("hadfl") == 1
     assert "hadfl:unit=10" in shown
     assert all(one["seconds"] > 0 and one["error"] is None for one in summary["results"])
-    assert profile("run")["power"] == "1:0.5:0.5:0.25:..."
+    assert "power" not in profile("run")
     head, _, rest = shown.partition("───")
     assert "Virtual" in head
-    assert (
-        "virtual time: powers 1:0.5:0.5:0.25:..., 10 ms per local step at power 1, links of 1.25 MB/s, latency 5 ms"
-    ) in " ".join(rest.split())
-    steps = {one["label"]: (one["steps"], one["seconds"]) for one in summary["results"]}
-    assert steps["synchronous"][1] > 20 * 0.02  # all wait for the slowest: 20 ms per step
-    assert steps["hadfl:unit=10"][1] / steps["hadfl:unit=10"][0] < 0.8 * steps["local-sgd:period=10"][1] / 20
+    assert "virtual time: 10 ms per local step, links of 12.5 MB/s, latency 5 ms" in " ".join(rest.split())
 
 
 def test_strategies_of_the_users_own_keep_equal_devices(cli):

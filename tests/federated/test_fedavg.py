@@ -239,7 +239,7 @@ def test_buffers_pass_lossy_codecs_unharmed(federation):
             "downlink=topk(0.1): a client that holds nothing cannot fill in what is left out",
         ),
         ("fedavg:downlink=ef(bf16)", "downlink=ef(bf16): a client that holds nothing"),
-        ("fedavg:uplink=zip", "uplink: chain 'zip': unknown stage 'zip': choose one of sparse, topk"),
+        ("fedavg:uplink=zip", "uplink: chain 'zip': unknown codec 'zip': choose one of bf16, bfloat16"),
         ("fedavg:uplink=topk(2)", "uplink: chain 'topk(2)': topk: fraction 2.0 is not in (0, 1]"),
         ("fedavg:uplink=q8+topk(0.1)", "q8 turns numbers into bytes, so it ends a chain, but topk follows it"),
         ("fedavg:uplink=ef(ef(q8))", "ef wraps a whole chain, once"),

@@ -21,7 +21,7 @@ seeds = st.integers(0, 2**40)
 @st.composite
 def named_graphs(draw):
     """A name, K and a degree for which there is such a graph."""
-    name, k = draw(st.sampled_from(GRAPHS)), draw(workers)
+    name, k = draw(st.sampled_from(list(GRAPHS.entries))), draw(workers)
     degrees = [d for d in range(1, k) if d * k % 2 == 0 and (d > 1 or k == 2)]
     return name, k, draw(st.sampled_from(degrees)) if degrees else 1
 

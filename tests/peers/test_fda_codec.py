@@ -62,7 +62,7 @@ def test_the_messages_as_encoded_are_booked() -> None:
     [
         ("fda:threshold=1,codec=ef(q8)", "leave out ef and stochastic"),
         ("fda:threshold=1,codec=q8(stochastic)", "leave out ef and stochastic"),
-        ("fda:threshold=1,codec=q9", "unknown stage 'q9'"),
+        ("fda:threshold=1,codec=q9", "unknown codec 'q9'"),
     ],
 )
 def test_codecs_that_cannot_be(spec: str, says: str) -> None:

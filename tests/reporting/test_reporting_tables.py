@@ -218,3 +218,18 @@ def test_a_seed_that_was_not_run_is_not_called_a_failure(run_of):
     assert rows(run)[0].shortfall == "1 of 3 failed, 1 of 3 without a result"
     assert "`a` (1 of 3 failed, 1 of 3 without a result)" in markdown(run)
     assert rows(run_of(entry("a", 0)))[0].shortfall == ""
+
+
+def test_the_headline_and_the_table_name_who_was_fastest(run_of):
+    cheap = entry("a", 0, to_target=80, seconds_to_target=33)
+    fast = entry("b", 0, to_target=90, seconds_to_target=5)
+    never = entry("c", 0, seconds=1)
+    assert headline(run_of(cheap, fast, never)).startswith(
+        "To reach 90.00 % accuracy, a needed 80 B, the fewest bytes, 1.12 times less than b (90 B), and b was the "
+        "fastest, 5.00 s of virtual time. Not"
+    )
+    starred = [line.split()[0] for line in rendered(run_of(cheap, fast, never)).splitlines() if " *" in line]
+    assert starred == ["a", "b"]
+    assert ", and was the fastest, 4.00 s of virtual time." in headline(
+        run_of(entry("a", 0, to_target=80, seconds_to_target=4), fast)
+    )

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from sparsync.errors import UsageError
-from sparsync.experiment import DEFAULT_PROFILE, DEFAULT_STRATEGIES, Experiment, build, read, to_toml
+from sparsync.experiment import DEFAULT_STRATEGIES, Experiment, build, read, to_toml
 from sparsync.federated import Federation
-from sparsync.system import PRESETS, Outage, Profile, System
+from sparsync.system import PRESETS, Outage, Profile
 
 EVERYTHING = Federation(
     rounds=7,
@@ -74,17 +74,56 @@ def test_the_profile_is_part_of_what_identifies_an_experiment() -> None:
     assert len(prints) == len(PROFILES)
 
 
-def test_a_selection_of_strategies_has_a_profile_of_its_own() -> None:
-    assert Experiment().profile == DEFAULT_PROFILE
-    assert Experiment().strategies == DEFAULT_STRATEGIES
-    for workers in (2, 3, 60):
-        speeds = System.of(Experiment(workers=workers).profile, workers).speeds
-        assert speeds.max() / speeds.min() == (2 if workers < 4 else 4)
+def _documented() -> list[tuple[str, str, str]]:
+    """Table, key and default of every row of the documentation that has a default which can be typed."""
+    text = (Path(__file__).parents[2] / "docs/experiments.md").read_text()
+    found = []
+    for table, section in re.findall(r"(^# |The table `\[\w+\]`)(.*?)(?=The table `|\Z)", text, re.DOTALL):
+        rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| `?([^|`]+)`? \|", section.split("\n## V")[0], re.MULTILINE)
+        name = "".join(re.findall(r"\[(\w+)\]", table))
+        found += [(name, key, default) for keys, default in rows for key in re.findall(r"\w+", keys)]
+    return [row for row in found if re.fullmatch(r'[\d.e-]+|"[^"]*"|true|false|\[.*\]', row[2])]
 
 
-@pytest.mark.parametrize("settings", [{"profile": {}}, {"strategies": ["hadfl"]}, {"strategies": {"a": "hadfl"}}])
-def test_with_strategies_or_a_profile_of_ones_own_devices_are_alike(settings: dict[str, object]) -> None:
-    assert build(settings).profile == Profile()
+def test_the_documentation_has_defaults_of_all_tables() -> None:
+    assert len(_documented()) > 40
+    assert {table for table, _, _ in _documented()} == {"", "federation", "profile", "split"}
+
+
+@pytest.mark.parametrize(("table", "key", "default"), _documented())
+def test_a_default_that_is_given_changes_nothing(table: str, key: str, default: str) -> None:
+    head = f"[{table}]\n" if table else ""
+    given = build(tomllib.loads(f"{head}{key} = {default}"))
+    assert given.fingerprint == Experiment().fingerprint
+    assert given == Experiment()
+
+
+def test_what_is_said_of_one_thing_changes_no_other() -> None:
+    plain = Experiment().model_dump()
+    for change in ({"strategies": ["fedavg"]}, {"profile": {"latency": 1}}, {"federation": {"rounds": 7}}):
+        changed = build(change).model_dump()
+        assert {key for key in plain if changed[key] != plain[key]} == set(change)
+        for key in change.keys() - {"strategies"}:
+            assert {one for one in plain[key] if changed[key][one] != plain[key][one]} == set(change[key])  # type: ignore[call-overload, attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("settings", "user"),
+    [
+        ({"federation": {"cohort": 11}}, "fedavg"),
+        ({"federation": {"minimum": 11}}, "fedbuff"),
+        ({"workers": 1, "split": {"delays": "stragglers:count=2"}}, "psl"),
+    ],
+)
+def test_a_familys_table_is_checked_only_if_it_is_used(settings: dict[str, object], user: str) -> None:
+    build({**settings, "strategies": ["local-sgd:period=2"]})
+    with pytest.raises(UsageError, match=r"of 1[0 ]"):
+        build({**settings, "strategies": ["local-sgd:period=2", user]})
+
+
+def test_the_models_own_type_is_no_other_precision() -> None:
+    assert Experiment(dtype="float64", precision="float64") == Experiment(dtype="float64")
+    assert Experiment(topology="star", precision="bfloat16").precision == "bfloat16"
 
 
 def test_the_selection_on_a_star_leaves_out_what_needs_a_ring() -> None:
@@ -125,7 +164,10 @@ def test_a_table_may_be_a_dict() -> None:
         ({"profile": 3}, "profile: Input should be a dictionary"),
         ({"federation": {"epochs": 0}}, "federation.epochs: Input should be greater than or equal to 1, got 0"),
         ({"federation": {"epochs": 1, "steps": 1}}, "federation: give either epochs or steps of local work, not both"),
-        ({"federation": {"cohort": 11}}, "federation: a cohort of 11 out of 10 clients; select at most all of them"),
+        (
+            {"strategies": ["fedavg"], "federation": {"cohort": 11}},
+            "federation: a cohort of 11 out of 10 clients; select at most all of them",
+        ),
         ({"federation": {"schedule": "cosine"}}, "federation: schedule 'cosine': steps: Field required"),
         (
             {"strategies": ["scaffold"], "federation": {"optimizer": "nesterov"}},
@@ -150,7 +192,7 @@ def test_the_documentation_lists_every_key_of_the_table_with_its_default() -> No
     rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
     documented = {key.strip().strip("`"): default.strip().strip("`") for key, default in rows}
     expected = {key: json.dumps(value).replace("null", "none") for key, value in asdict(Federation()).items()}
-    assert documented == {**expected, "participation": "1", "epochs": "1"}  # what none of them means
+    assert documented == {**expected, "participation": "1"}
 
 
 def test_the_documentation_lists_every_key_of_a_profile_with_its_default() -> None:
@@ -166,14 +208,14 @@ def test_the_documentation_lists_every_key_of_a_profile_with_its_default() -> No
 
 def test_the_documentation_says_what_presets_set() -> None:
     text = (Path(__file__).parents[2] / "docs/experiments.md").read_text()
-    for name, preset in PRESETS.items():
+    for name in PRESETS.entries:
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |")).split("|")[2]
         said = {
             key: float(value)
             for keys, value in re.findall(r"((?:`\w+`(?: and )?)+) ([0-9.e-]+)", row)
             for key in re.findall(r"\w+", keys.replace(" and ", " "))
         }
-        assert said == pytest.approx(preset, rel=1e-3)
+        assert said == pytest.approx(PRESETS.build(name), rel=1e-3)
 
 
 def test_the_documented_profile_is_one_of_an_experiment() -> None:

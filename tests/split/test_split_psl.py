@@ -353,7 +353,7 @@ def test_chains_that_make_no_sense(text):
 
     for strategy in (PSL, SplitFed):
         for direction in ("uplink", "downlink"):
-            with pytest.raises(UsageError, match=r"error feedback has no meaning|unknown stage 'zip'"):
+            with pytest.raises(UsageError, match=r"error feedback has no meaning|unknown codec 'zip'"):
                 strategy(**{direction: text})
 
 

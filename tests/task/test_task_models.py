@@ -116,8 +116,8 @@ BAD = [
     ("lenet:variant=relu", "unknown model 'lenet'"),
     ("lenet5:variant=gelu", "model 'lenet5': variant: Input should be 'tanh' or 'relu', got 'gelu'"),
     ("resnet18:norm=layer", "model 'resnet18': norm: Input should be 'batch' or 'group'"),
-    ("resnet8:width=3", "model 'resnet8': width=3; expected an even number"),
-    ("mlp:depth=0", "model 'mlp': hidden=64, depth=0; expected both at least 1"),
+    ("resnet8:width=3", "model 'resnet8': width: Input should be a multiple of 2, got '3'"),
+    ("mlp:depth=0", "model 'mlp': depth: Input should be greater than or equal to 1, got '0'"),
     ("vgg16-star:dropout=1", "model 'vgg16-star': dropout=1; expected at least 0 and less than 1"),
     (
         "nowhere_at_all:build",

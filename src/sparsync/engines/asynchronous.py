@@ -78,6 +78,10 @@ class AsyncRoundLoop(RoundLoop):
         self.away: list[Visit] = []  # in the order in which they were sent out
         self.arrived: list[Visit] = []  # since the last update
 
+    def rehearse(self) -> None:
+        """Make what the first clients receive."""
+        self.strategy.downlink(0)
+
     def _exchange(self) -> int:
         """Let uploads arrive until there are enough, and update the model."""
         now, server = self.rounds.round, self.server

@@ -81,6 +81,11 @@ class EpochLoop:
     def _spent(self) -> bool:
         return self.budget.spent(self.site.epoch, self.clock.now)
 
+    def rehearse(self) -> None:
+        """Compose the first schedule."""
+        self.site.begin_epoch()
+        self._compose()
+
     def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
         """Go through epochs to the end of the budget. Return whether it got there, or was asked to stop."""
         with self.site.training():

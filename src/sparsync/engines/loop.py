@@ -52,6 +52,10 @@ class PeerLoop:
         self.emit = emit
         self.progress = Progress()
 
+    def rehearse(self) -> None:
+        """Ask how long workers train at first."""
+        self.strategy.local_steps(self.fleet)
+
     def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
         """Train to the end of the budget. Return whether it got there, or was asked to stop."""
         progress, budget = self.progress, self.budget

@@ -90,6 +90,11 @@ class RoundLoop:
     def _spent(self) -> bool:
         return self.budget.spent(self.rounds.round, self.clock.now)
 
+    def rehearse(self) -> None:
+        """Select the first cohort, and make what it receives."""
+        self.strategy.select(0, self.server.generator("select", 0, 0))
+        self.strategy.downlink(0)
+
     def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
         """Go through rounds to the end of the budget. Return whether it got there, or was asked to stop."""
         while not self.done:

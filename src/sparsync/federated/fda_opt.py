@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsync.errors import UsageError
 from sparsync.federated.fedavg import FedAvg
@@ -24,7 +24,7 @@ from sparsync.federated.messages import Packing, pack_numbers, unpack_numbers
 from sparsync.federated.server import Server, TooFewUploads, Upload
 from sparsync.federated.settings import Federation
 from sparsync.sketch import Sketch
-from sparsync.spec import config
+from sparsync.spec import Count, config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import kinds_of
 from sparsync.workers import OPTIMIZERS, Client
@@ -54,18 +54,18 @@ class FDAOpt(FedAvg):
         The sketch: rows (odd) and buckets. Default: 5 x 250.
     """
 
-    max_epochs: int | None = Field(default=None, ge=1)
+    max_epochs: Count | None = None
     threshold: float = Field(default=0.0, ge=0)
     adaptive: bool = True
     server: str = "sgd:lr=1"
-    depth: int = Field(default=5, ge=1)
-    width: int = Field(default=250, ge=2)
+    depth: int = Field(default=5, ge=1, le=99)
+    width: int = Field(default=250, ge=2, le=1 << 20)
 
     @model_validator(mode="after")
     def _checked(self) -> FDAOpt:
         if self.depth % 2 == 0:
             raise ValueError(f"depth={self.depth}: give an odd number, whose median is one of the rows")
-        OPTIMIZERS.build(self.server, [nn.Parameter(torch.zeros(1))])
+        OPTIMIZERS.resolve(self.server)
         return self
 
     def check_codecs(self) -> None:

@@ -21,7 +21,7 @@ from sparsync.federated.fedavg import FedAvgState
 from sparsync.federated.fedprox import FedProx, FedProxState
 from sparsync.federated.messages import chain_of
 from sparsync.federated.server import Server, Upload
-from sparsync.spec import config
+from sparsync.spec import Count, config
 from sparsync.strategies import STRATEGIES
 
 
@@ -50,7 +50,7 @@ class FedAsync(FedProx):
     discount: Literal["polynomial", "hinge", "constant"] = "polynomial"
     a: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     b: float = Field(default=4.0, ge=0, allow_inf_nan=False)
-    concurrency: int | None = Field(default=None, ge=1)
+    concurrency: Count | None = None
     mu: float = Field(default=0.005, ge=0, allow_inf_nan=False)
 
     def check_codecs(self) -> None:

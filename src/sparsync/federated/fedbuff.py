@@ -22,7 +22,7 @@ from torch import Tensor
 from sparsync.federated.fedavg import FedAvg, FedAvgState
 from sparsync.federated.messages import chain_of
 from sparsync.federated.server import Server, Upload
-from sparsync.spec import config
+from sparsync.spec import Count, config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import ErrorFeedback
 
@@ -45,8 +45,8 @@ class FedBuff(FedAvg):
         Of the discount (1 + staleness)^-exponent; 0: none. Default: 0.5.
     """
 
-    buffer: int = Field(default=10, ge=1)
-    concurrency: int | None = Field(default=None, ge=1)
+    buffer: Count = 10
+    concurrency: Count | None = None
     lr: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     exponent: float = Field(default=0.5, ge=0, allow_inf_nan=False)
 

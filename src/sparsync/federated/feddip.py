@@ -27,7 +27,7 @@ from sparsync.federated.masked import MaskedConfig, MaskedState, over_parameters
 from sparsync.federated.server import Server, Upload
 from sparsync.shares import exact
 from sparsync.sparsity import Cubic, ParamView, Staircase, counts, erk, kept, random_mask, top_k_mask
-from sparsync.spec import config
+from sparsync.spec import MOST, Count, Natural, config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import Known
 from sparsync.workers import Client
@@ -68,8 +68,8 @@ class DynamicPruning(MaskedConfig):
 
     sparsity: float = Field(default=0.9, ge=0, lt=1)
     sparsity_init: float = Field(default=0.5, ge=0, lt=1)
-    reconfiguration_interval: int = Field(default=5, ge=1)
-    first_reconfiguration: int = Field(default=0, ge=0)
+    reconfiguration_interval: Count = 5
+    first_reconfiguration: Natural = 0
     reconfigure_on: Literal["dense", "masked"] = "dense"
     upload: Literal["dense_on_reconfiguration", "dense", "masked"] = "dense_on_reconfiguration"
     mask_init: MaskInit = "erk"
@@ -133,7 +133,7 @@ class FedDIP(DynamicPruning):
 
     lambda_max: float = Field(default=1e-3, ge=0, allow_inf_nan=False)
     lambda_min: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
-    lambda_steps: int = Field(default=20, ge=2)
+    lambda_steps: int = Field(default=20, ge=2, le=MOST)
     norm_order: Norm = "2"
 
     @model_validator(mode="after")

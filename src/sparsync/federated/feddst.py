@@ -36,7 +36,7 @@ from sparsync.sparsity import (
     random_mask,
     top_k_among,
 )
-from sparsync.spec import config
+from sparsync.spec import Count, config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import Known, Masked, Support
 from sparsync.workers import Client
@@ -66,9 +66,9 @@ class FedDST(MaskedConfig):
     """
 
     sparsity: float = Field(default=0.9, ge=0, lt=1)
-    readjustment_interval: int = Field(default=20, ge=1)
+    readjustment_interval: Count = 20
     drop_fraction: float = Field(default=0.5, gt=0, le=1)
-    drop_until: int | None = Field(default=None, ge=1)
+    drop_until: Count | None = None
     aggregate: Literal["mask_weighted", "fedavg"] = "mask_weighted"
     mask_init: Literal["magnitude", "random"] = "magnitude"
 

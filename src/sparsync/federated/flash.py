@@ -18,7 +18,7 @@ from sparsync.federated.fedavg import FedAvgState
 from sparsync.federated.masked import MaskedConfig, MaskedState
 from sparsync.federated.server import Server, Upload
 from sparsync.sparsity import Constant, kept, layer_top_k_mask, top_k_mask
-from sparsync.spec import config
+from sparsync.spec import Natural, config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import Masked, Support
 from sparsync.workers import Client
@@ -40,7 +40,7 @@ class Flash(MaskedConfig):
     """
 
     sparsity: float = Field(default=0.95, ge=0, lt=1)
-    warmup: int = Field(default=0, ge=0)
+    warmup: Natural = 0
 
     def serve(self, server: Server) -> FedAvgState:
         """Begin a run."""

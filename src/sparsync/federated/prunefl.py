@@ -30,7 +30,7 @@ from sparsync.federated.messages import pack_mask, unpack_mask
 from sparsync.federated.server import Server, Upload
 from sparsync.shares import exact
 from sparsync.sparsity import Cubic, counts, erk, random_mask, top_k_among
-from sparsync.spec import config
+from sparsync.spec import MOST, Count, config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import Kind, Known
 from sparsync.workers import Client
@@ -69,9 +69,9 @@ class PruneFL(MaskedConfig):
 
     sparsity: float = Field(default=0.9, ge=0, lt=1)
     sparsity_init: float = Field(default=0.5, ge=0, lt=1)
-    reconfiguration_interval: int = Field(default=20, ge=1)
+    reconfiguration_interval: Count = 20
     initial_mask: Literal["client", "erk"] = "client"
-    initial_rounds: int = Field(default=50, ge=_ALONE)
+    initial_rounds: int = Field(default=50, ge=_ALONE, le=MOST)
     order: Literal["squares", "rate"] = "squares"
     droppable: float = Field(default=1.0, ge=0, le=1)
     layer_time: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None

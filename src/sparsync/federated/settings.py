@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import nn
+from pydantic_core import ArgsKwargs
 
 from sparsync.errors import UsageError
 from sparsync.shares import exact
-from sparsync.spec import config
+from sparsync.spec import Count, config
 from sparsync.workers import OPTIMIZERS, SCHEDULES, LocalWork
 
 
@@ -25,7 +24,7 @@ class Federation:
     cohort : int, optional
         Clients selected per round.
     participation : float, optional
-        Instead of `cohort`: the fraction of all clients, rounded, at least one. Default: 1 if neither is given.
+        Instead of `cohort`: the fraction of all clients, rounded, at least one. Default: 1.
     minimum : int
         Valid uploads that a round needs; with fewer it is repeated with another cohort. Default: 1.
     sampling : {"uniform", "weighted"}
@@ -47,19 +46,32 @@ class Federation:
         its own classes.
     """
 
-    rounds: int = Field(default=100, ge=1)
-    cohort: int | None = Field(default=None, ge=1)
+    rounds: Count = 100
+    cohort: Count | None = None
     participation: float | None = Field(default=None, gt=0, le=1)
-    minimum: int = Field(default=1, ge=1)
+    minimum: Count = 1
     sampling: Literal["uniform", "weighted"] = "uniform"
-    epochs: int | None = Field(default=None, ge=1)
-    steps: int | None = Field(default=None, ge=1)
+    epochs: Count | None = None
+    steps: Count | None = None
     drop_last: bool = False
     weights: Literal["samples", "uniform"] = "samples"
     optimizer: str = "sgd:lr=0.1"
     schedule: str = "constant"
-    eval_every: int = Field(default=1, ge=1)
+    eval_every: Count = 1
     client_accuracy: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolved(cls, given: Any) -> Any:
+        """Let everyone take part, and make one pass, unless something else is said."""
+        keys = (given.kwargs or {}) if isinstance(given, ArgsKwargs) else given
+        if not isinstance(keys, dict):
+            return given
+        made = dict(keys)
+        for either, other, default in (("participation", "cohort", 1.0), ("epochs", "steps", 1)):
+            if made.get(either) is None and made.get(other) is None:
+                made[either] = default
+        return made
 
     @model_validator(mode="after")
     def _checked(self) -> Federation:
@@ -67,8 +79,8 @@ class Federation:
             raise ValueError("give either cohort (clients per round) or participation (their fraction), not both")
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give either epochs or steps of local work, not both")
-        OPTIMIZERS.build(self.optimizer, [nn.Parameter(torch.zeros(1))])
-        SCHEDULES.build(self.schedule)
+        OPTIMIZERS.resolve(self.optimizer)
+        SCHEDULES.resolve(self.schedule)
         return self
 
     def cohort_of(self, clients: int) -> int:
@@ -79,7 +91,7 @@ class Federation:
         UsageError
             If there are fewer clients, or the cohort is smaller than the valid uploads that a round needs.
         """
-        cohort = self.cohort or max(1, round(exact(self.participation or 1.0) * clients))
+        cohort = self.cohort or max(1, round(exact(self.participation or 0) * clients))
         if cohort > clients:
             raise UsageError(f"federation: a cohort of {cohort} out of {clients} clients; select at most all of them")
         if self.minimum > cohort:
@@ -88,5 +100,4 @@ class Federation:
 
     def local_work(self, batch_size: int) -> LocalWork:
         """Return what a selected client does."""
-        epochs = self.epochs if self.steps is not None or self.epochs is not None else 1
-        return LocalWork(batch_size, epochs, self.steps, self.drop_last, self.optimizer)
+        return LocalWork(batch_size, self.epochs, self.steps, self.drop_last, self.optimizer)

@@ -22,7 +22,7 @@ from sparsync.federated.masked import MaskedConfig, MaskedState
 from sparsync.federated.messages import pack_mask, unpack_mask
 from sparsync.federated.server import Server, Upload
 from sparsync.sparsity import Constant, kept, top_k_mask
-from sparsync.spec import config
+from sparsync.spec import Natural, config
 from sparsync.strategies import STRATEGIES
 from sparsync.workers import Client
 
@@ -46,7 +46,7 @@ class Snip(MaskedConfig):
 
     sparsity: float = Field(default=0.9, ge=0, lt=1)
     saliency_init: Literal["xavier", "model"] = "xavier"
-    client: int = Field(default=0, ge=0)
+    client: Natural = 0
 
     def serve(self, server: Server) -> FedAvgState:
         """Begin a run."""

@@ -1,7 +1,7 @@
 """Devices of unequal speed: how much each trains, which of them average, and how they pass their models around."""
 
 from sparsync.hetero.coordinator import Coordinator, Selection
-from sparsync.hetero.graphs import GraphSpec, connected, make_graph, metropolis, spectral_gap
+from sparsync.hetero.graphs import GRAPHS, GraphSpec, connected, make_graph, metropolis, spectral_gap
 from sparsync.hetero.plan import Plan, ideal_throughput, make_plan
 from sparsync.hetero.ring import RingPlan, ring_mean
 from sparsync.hetero.selection import (
@@ -14,6 +14,7 @@ from sparsync.hetero.selection import (
 from sparsync.hetero.versions import Forecast
 
 __all__ = [
+    "GRAPHS",
     "Coordinator",
     "Forecast",
     "GraphSpec",

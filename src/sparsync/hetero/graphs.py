@@ -13,9 +13,10 @@ from pydantic import AfterValidator
 
 from sparsync.errors import UsageError
 from sparsync.randomness import generator
-from sparsync.spec import unknown
+from sparsync.spec import Registry, unknown
 
-GRAPHS = ("ring", "torus", "exponential", "random-regular", "complete")
+GRAPHS: Registry[nx.Graph] = Registry("graph", nx.Graph)
+"""Functions (workers, degree, seed, *, options) -> graph of two workers or more; call them through `make_graph`."""
 
 _NAMED = 5  # most workers that a message names
 
@@ -30,8 +31,10 @@ def check_graph(graph: str) -> str:
     """
     if graph.startswith("("):
         _links(graph)
-    elif graph not in GRAPHS:
-        raise unknown("graph", graph, [*GRAPHS, "links such as (0-1,1-2)"])
+    elif (name := graph.partition("(")[0].strip()) not in GRAPHS.entries:
+        raise unknown("graph", name, [*GRAPHS.entries, "links such as (0-1,1-2)"])
+    else:
+        GRAPHS.check(graph)
     return graph
 
 
@@ -68,16 +71,40 @@ def make_graph(graph: str, workers: int, *, degree: int = 3, seed: int = 0) -> n
         return connected(made, workers)
     if workers == 1:
         return nx.empty_graph(1)
-    if graph == "random-regular":
-        return _random_regular(degree, workers, seed)
-    if graph == "torus":
-        height = max(h for h in range(1, int(workers**0.5) + 1) if workers % h == 0)
-        made = nx.convert_node_labels_to_integers(nx.grid_2d_graph(height, workers // height, periodic=True))
-        made.remove_edges_from(list(nx.selfloop_edges(made)))  # of a grid one worker wide
-        return made
-    if graph == "exponential":
-        return nx.circulant_graph(workers, [2**j for j in range((workers - 1).bit_length())])
-    return nx.complete_graph(workers) if graph == "complete" else nx.cycle_graph(workers)
+    return connected(GRAPHS.build(GRAPHS.inner(graph), workers, degree, seed), workers)
+
+
+@GRAPHS.register("ring")
+def ring(workers: int, _degree: int, _seed: int) -> nx.Graph:
+    """Two neighbours each."""
+    return nx.cycle_graph(workers)
+
+
+@GRAPHS.register("torus")
+def torus(workers: int, _degree: int, _seed: int) -> nx.Graph:
+    """The most square grid of so many workers, closed in both directions."""
+    height = max(h for h in range(1, int(workers**0.5) + 1) if workers % h == 0)
+    made = nx.convert_node_labels_to_integers(nx.grid_2d_graph(height, workers // height, periodic=True))
+    made.remove_edges_from(list(nx.selfloop_edges(made)))  # of a grid one worker wide
+    return made
+
+
+@GRAPHS.register("exponential")
+def exponential(workers: int, _degree: int, _seed: int) -> nx.Graph:
+    """Worker i is linked to i +- 1, 2, 4, ... (Assran et al., whose links have a direction)."""
+    return nx.circulant_graph(workers, [2**j for j in range((workers - 1).bit_length())])
+
+
+@GRAPHS.register("random-regular")
+def random_regular(workers: int, degree: int, seed: int) -> nx.Graph:
+    """Drawn at random among the connected graphs in which every worker has `degree` neighbours."""
+    return _random_regular(degree, workers, seed)
+
+
+@GRAPHS.register("complete")
+def complete(workers: int, _degree: int, _seed: int) -> nx.Graph:
+    """Everyone is everyone's neighbour."""
+    return nx.complete_graph(workers)
 
 
 def _links(text: str) -> list[tuple[int, int]]:

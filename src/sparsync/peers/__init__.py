@@ -15,12 +15,14 @@ from sparsync.peers.fda import FDA
 from sparsync.peers.gossip import Gossip
 from sparsync.peers.hadfl import HADFL
 from sparsync.peers.local_sgd import LocalSGD
+from sparsync.peers.monitors import MONITORS, Monitor
 from sparsync.peers.synchronous import Synchronous
 
 __all__ = [
     "ADPSGD",
     "FDA",
     "HADFL",
+    "MONITORS",
     "Cadence",
     "DecentralisedFedAvg",
     "ExchangesGradients",
@@ -29,6 +31,7 @@ __all__ = [
     "Gossip",
     "HasModel",
     "LocalSGD",
+    "Monitor",
     "PeerState",
     "PeerStrategy",
     "Synchronous",

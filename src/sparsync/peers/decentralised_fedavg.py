@@ -6,10 +6,8 @@ Federated averaging (McMahan et al., arXiv:1602.05629) without its server and wi
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from sparsync.peers.local_sgd import LocalSGD, LocalSGDState
-from sparsync.spec import config
+from sparsync.spec import Count, config
 from sparsync.strategies import STRATEGIES
 from sparsync.workers import Fleet
 
@@ -27,8 +25,8 @@ class DecentralisedFedAvg:
         Local steps that count as an epoch, as of HADFL. Default: those in which that worker has seen all its samples.
     """
 
-    epochs: int = Field(default=1, ge=1)
-    unit: int | None = Field(default=None, ge=1)
+    epochs: Count = 1
+    unit: Count | None = None
 
     def start(self, fleet: Fleet) -> LocalSGDState:
         """Begin a run."""

@@ -16,23 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from sparsync.errors import DivergedError, UsageError
 from sparsync.hetero import make_plan
-from sparsync.peers.monitors import (
-    Exact,
-    Linear,
-    Monitor,
-    Naive,
-    SketchMonitor,
-    default_epsilon,
-    distance_to,
-    unit_vector,
-)
-from sparsync.sketch import Sketch
-from sparsync.spec import config
+from sparsync.peers.monitors import MONITORS, Monitor, MonitorSpec, distance_to
+from sparsync.spec import Count, config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import ErrorFeedback, parse_chain
 from sparsync.workers import Fleet
@@ -60,7 +51,7 @@ class FDA:
         tau steps end with an average, and the exact variance there becomes the threshold. After every later round of
         t steps that ended at variance V it becomes (tau / t) V, but changes at most by a factor of 2; a round never
         exceeds 4 tau steps. One more float32 per worker and average. Not the invariant of a fixed threshold.
-    monitor : {"linear", "sketch", "naive", "exact"}
+    monitor : {"linear", "sketch", "naive", "exact"}, or another that is registered
         What workers send for the estimate: 2, 1 + depth x width, 1, or 1 + d numbers. Default: linear.
     depth, width : int
         The sketch: rows (odd) and buckets. Default: 5 x 250.
@@ -83,12 +74,12 @@ class FDA:
     threshold: float | None = None
     per_parameter: float | None = None
     cadence: float | None = Field(default=None, ge=1, allow_inf_nan=False)
-    monitor: Literal["linear", "sketch", "naive", "exact"] = "linear"
-    depth: int = Field(default=5, ge=1)
-    width: int = Field(default=250, ge=2)
+    monitor: MonitorSpec = "linear"
+    depth: int = Field(default=5, ge=1, le=99)
+    width: int = Field(default=250, ge=2, le=1 << 20)
     epsilon: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     layout: Literal["block", "count"] = "block"
-    check_every: int = Field(default=1, ge=1)
+    check_every: Count = 1
     weights: Literal["uniform", "samples"] = "uniform"
     pace: Literal["equal", "speed"] = "equal"
     codec: str | None = None
@@ -120,26 +111,17 @@ class FDA:
         """Begin a run."""
         if self.codec is not None and fleet.topology.name != "star":
             raise UsageError(f"fda: codec={self.codec} needs a server; a ring moves bare numbers, use topology='star'")
+        if self.codec is not None and fleet.params.dtype != torch.float32:
+            raise UsageError(f"fda: codec={self.codec} carries float32, not {fleet.params.dtype}; use dtype='float32'")
         threshold = self.threshold if self.per_parameter is None else self.per_parameter * fleet.d
         units = None
         if self.pace == "speed":
             fleet.clock.system.need_time("fda: pace=speed")
             units = make_plan(fleet.clock.system.step_seconds).units
         fleet.open_round("model")
-        return FDAState(self, self._monitor(fleet), fleet.params[0].clone(), threshold, units)
-
-    def _monitor(self, fleet: Fleet) -> Monitor:
-        if self.monitor == "exact":
-            return Exact(fleet.d)
-        if self.monitor == "naive":
-            return Naive()
-        if self.monitor == "linear":
-            return Linear(unit_vector(fleet))
-        rng = fleet.generator("sketch")
-        sketch = Sketch(
-            fleet.d, self.depth, self.width, rng, self.layout, device=fleet.params.device, dtype=fleet.params.dtype
+        return FDAState(
+            self, MONITORS.build(MONITORS.inner(self.monitor), fleet, self), fleet.params[0].clone(), threshold, units
         )
-        return SketchMonitor(sketch, default_epsilon(self.width) if self.epsilon is None else self.epsilon)
 
 
 @dataclass

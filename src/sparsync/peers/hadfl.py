@@ -21,7 +21,7 @@ from pydantic import Field
 
 from sparsync.errors import SparsyncError
 from sparsync.hetero import Coordinator
-from sparsync.spec import config
+from sparsync.spec import Count, Natural, config
 from sparsync.strategies import STRATEGIES
 from sparsync.workers import Fleet, Model
 
@@ -68,18 +68,18 @@ class HADFL:
         Cycles between two backups at the coordinator.
     """
 
-    members: int | None = Field(default=None, ge=1)
-    period: int = Field(default=1, ge=1)
-    unit: int | None = Field(default=None, ge=1)
-    max_units: int | None = Field(default=None, ge=1)
+    members: Count | None = None
+    period: Count = 1
+    unit: Count | None = None
+    max_units: Count | None = None
     rule: Literal["coarse", "fine"] = "coarse"
-    warmup: int | None = Field(default=None, ge=0)
+    warmup: Natural | None = None
     warmup_rate: float = Field(default=0.1, ge=0, le=1)
     smoothing: float = Field(default=0.5, gt=0, lt=1)
     mixing: float = Field(default=0.5, ge=0, le=1)
     select: Literal["probability", "slowest"] = "probability"
     weights: Literal["uniform", "samples"] = "uniform"
-    backup_every: int = Field(default=10, ge=1)
+    backup_every: Count = 10
 
     def coordinator(self, devices: int, unit: int, seed: int) -> Coordinator:
         """Return who plans for so many devices, with so many local steps in a unit of work."""

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from sparsync.errors import UsageError
 from sparsync.peers.contract import Cadence
-from sparsync.spec import config
+from sparsync.spec import Count, Natural, config
 from sparsync.strategies import STRATEGIES
 from sparsync.workers import Fleet
 
@@ -40,11 +40,11 @@ class LocalSGD:
         Where growth ends. Default: nowhere.
     """
 
-    period: int | None = Field(default=None, ge=1)
+    period: Count | None = None
     match: str | None = None
-    warmup: int = Field(default=0, ge=0)
+    warmup: Natural = 0
     growth: float = Field(default=1.0, ge=1, allow_inf_nan=False)
-    max_period: int | None = Field(default=None, ge=1)
+    max_period: Count | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> LocalSGD:
@@ -56,7 +56,8 @@ class LocalSGD:
 
     def matched(self, earlier: Cadence) -> LocalSGD:
         """Return the same strategy at the period that an earlier run realised."""
-        return LocalSGD(period=earlier.period, warmup=self.warmup, growth=self.growth, max_period=self.max_period)
+        period = min(earlier.period, self.max_period or earlier.period)
+        return LocalSGD(period=period, warmup=self.warmup, growth=self.growth, max_period=self.max_period)
 
     def start(self, fleet: Fleet) -> LocalSGDState:
         """Begin a run."""

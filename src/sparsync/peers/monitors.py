@@ -14,14 +14,25 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Protocol
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor
 
 from sparsync.randomness import torch_generator
-from sparsync.sketch import Sketch
+from sparsync.sketch import Layout, Sketch
+from sparsync.spec import Registry
 from sparsync.workers import Fleet
+
+
+class SketchSettings(Protocol):
+    """What `fda` says of its monitors."""
+
+    depth: int
+    width: int
+    epsilon: float | None
+    layout: Layout
 
 
 class Monitor(ABC):
@@ -227,3 +238,42 @@ def unit_vector(fleet: Fleet) -> Tensor:
 def default_epsilon(width: int) -> float:
     """Return 1/sqrt(m), as in ``miketheologitis/FedL-Sync-FDA`` @ b69536f."""
     return 1 / math.sqrt(width)
+
+
+MONITORS: Registry[Monitor] = Registry("monitor", Monitor)
+"""Functions (fleet, settings of `fda`, *, options) -> Monitor, the same for all workers."""
+
+MonitorSpec = Annotated[str, AfterValidator(MONITORS.check)]
+
+
+@MONITORS.register("linear")
+def linear(fleet: Fleet, _settings: SketchSettings) -> Monitor:
+    """The drift's norm, and its part along the direction in which the models last moved: 2 numbers."""
+    return Linear(unit_vector(fleet))
+
+
+@MONITORS.register("sketch")
+def sketch(fleet: Fleet, settings: SketchSettings) -> Monitor:
+    """The drift's norm and its sketch: 1 + depth x width numbers. Its parameters are those of fda itself."""
+    made = Sketch(
+        fleet.d,
+        settings.depth,
+        settings.width,
+        fleet.generator("sketch"),
+        settings.layout,
+        device=fleet.params.device,
+        dtype=fleet.params.dtype,
+    )
+    return SketchMonitor(made, default_epsilon(settings.width) if settings.epsilon is None else settings.epsilon)
+
+
+@MONITORS.register("naive")
+def naive(_fleet: Fleet, _settings: SketchSettings) -> Monitor:
+    """The drift's norm alone: 1 number."""
+    return Naive()
+
+
+@MONITORS.register("exact")
+def exact(fleet: Fleet, _settings: SketchSettings) -> Monitor:
+    """The whole model, to measure the others by."""
+    return Exact(fleet.d)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import networkx as nx
-from pydantic import Field
 
 from sparsync.hetero import GraphSpec, make_graph
-from sparsync.spec import config
+from sparsync.spec import Count, config
 from sparsync.workers import Fleet
 
 
@@ -26,8 +25,8 @@ class Neighbours:
     """
 
     graph: GraphSpec = "ring"
-    degree: int = Field(default=3, ge=1)
-    period: int = Field(default=1, ge=1)
+    degree: Count = 3
+    period: Count = 1
 
     def links(self, fleet: Fleet, strategy: str) -> nx.Graph:
         """Return the graph, whose nodes are the fleet's workers.

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sparsync.reporting.history import Result, Run
-from sparsync.reporting.units import Spread, human_bytes, human_percent, spread_of
+from sparsync.reporting.units import Spread, human_bytes, human_percent, human_seconds, spread_of
 
-__all__ = ["Row", "cheapest", "headline", "kinds", "rows"]
+__all__ = ["Row", "cheapest", "headline", "kinds", "quickest", "rows"]
 
 
 NOT_RUN = "no result was recorded"
@@ -135,7 +135,7 @@ def _bytes_to_target(row: Row) -> float:
 
 
 def headline(run: Run) -> str:
-    """Say in plain words who needed fewest bytes, by what factor, and who failed; nothing beyond the data."""
+    """Say in plain words who needed fewest bytes, by what factor, who was fastest, and who failed; no more."""
     table = rows(run)
     if not table:
         return "The run holds no results."
@@ -159,7 +159,7 @@ def headline(run: Run) -> str:
             text += f", the fewest bytes; {worst.label} needed the most, {human_bytes(high)}"
         else:
             text += ", like every other strategy that reached it"
-    text += "."
+    text += _fastest(run, comparable, best) + "."
     missed = [f"{row.label} ({row.reached}/{row.seeds})" for row in table if not row.always_reached]
     if missed:
         what = "Not reached by" if len(run.seeds) == 1 else "Not reached with every seed by"
@@ -170,6 +170,21 @@ def headline(run: Run) -> str:
     if other != best.label and len(by_paper) == len(comparable):
         text += f" Counted as in the methods' papers, {other} needed the fewest."
     return text
+
+
+def quickest(table: tuple[Row, ...]) -> Row | None:
+    """Return the row with least time to the target among those that reached it with every seed."""
+    timed = [(row.seconds_to_target.mean, row) for row in _comparable(table) if row.seconds_to_target is not None]
+    return min(timed, key=lambda pair: pair[0], default=(0.0, None))[1]
+
+
+def _fastest(run: Run, comparable: list[Row], cheap: Row) -> str:
+    """Say who was there first, as the end of the sentence, if there are others."""
+    first = quickest(tuple(comparable))
+    if first is None or first.seconds_to_target is None or len(comparable) < 2:
+        return ""
+    who = "and was the fastest" if first is cheap else f"and {first.label} was the fastest"
+    return f", {who}, {human_seconds(first.seconds_to_target.mean)} of {run.time}"
 
 
 def _without_target(table: tuple[Row, ...]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sparsync.reporting.devices import devices
 from sparsync.reporting.fields import UNITS
 from sparsync.reporting.history import Run
-from sparsync.reporting.summary import Row, cheapest, rows
+from sparsync.reporting.summary import Row, cheapest, quickest, rows
 from sparsync.reporting.units import NOTHING, Spread, human_bytes, human_percent, human_seconds, plain
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ def table(run: Run) -> Table:
     Returns
     -------
     rich.table.Table
-        One row per strategy; with several seeds, the spread stands below each mean. A star marks the strategy that
-        needed the fewest bytes to the target among those that reached it with every seed.
+        One row per strategy; with several seeds, the spread stands below each mean. Stars mark the strategies that
+        needed the fewest bytes and the least time to the target among those that reached it with every seed.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     summary = rows(run)
-    best = cheapest(summary)
+    best, first = cheapest(summary), quickest(summary)
     goal = run.target is not None
     made = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     made.add_column("Strategy", overflow="fold")  # the one column that gives way
@@ -63,7 +63,8 @@ def table(run: Run) -> Table:
         ]
         if goal:
             cells.append(_stacked(row.bytes_to_target, "bytes", star=marked))
-        cells.append(_stacked(row.seconds_to_target if goal else row.seconds, "seconds"))
+        seconds = row.seconds_to_target if goal else row.seconds
+        cells.append(_stacked(seconds, "seconds", star=goal and row is first))
         if goal:
             cells.append(f"{row.reached}/{row.seeds}")
         cells.append(_stacked(row.wall_seconds, "seconds"))
@@ -75,7 +76,7 @@ def table(run: Run) -> Table:
     said = "" if run.real else devices(run.experiment)
     notes = [f"virtual time{' to the target' if goal else ''}: {said}"] if said else []
     if best is not None and len(summary) > 1:
-        notes.append("* fewest bytes to the target, reached with every seed")
+        notes.append("* fewest bytes, and least time, to the target, reached with every seed")
     if len(run.seeds) > 1:
         notes.append(f"± sample standard deviation over {len(run.seeds)} seeds; (n/m): mean over only n of m seeds")
     if notes:

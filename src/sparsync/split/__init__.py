@@ -6,7 +6,7 @@ from sparsync.split.crossing import Row, Unanswered
 from sparsync.split.cut import Cut, cuts, default_cut, split_at
 from sparsync.split.fixed import fls, fpls
 from sparsync.split.lds import lds, lds_epoch, lds_prior, map_em
-from sparsync.split.psl import PSL
+from sparsync.split.psl import PSL, SAMPLERS
 from sparsync.split.schedule import Schedule, deviations, expected_deviation
 from sparsync.split.settings import Split
 from sparsync.split.site import Site
@@ -15,6 +15,7 @@ from sparsync.split.ugs import ugs
 
 __all__ = [
     "PSL",
+    "SAMPLERS",
     "Centralised",
     "Cut",
     "Row",

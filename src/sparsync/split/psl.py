@@ -8,12 +8,15 @@ the same optimiser step, whether it took part or not. No model is ever averaged.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from sparsync.spec import config
+from sparsync.spec import Count, Registry, config
 from sparsync.split.crossing import Row
 from sparsync.split.fixed import fls, fpls
 from sparsync.split.lds import lds_epoch
@@ -23,7 +26,82 @@ from sparsync.split.travel import Stateless, Travel
 from sparsync.split.ugs import ugs
 from sparsync.strategies import STRATEGIES
 
-SAMPLERS = {"fls": fls, "fpls": fpls, "ugs": ugs, "gpsl": ugs}
+SAMPLERS: Registry[Schedule] = Registry("sampler", Schedule)
+"""Functions (counts, batch_size, rng, pool, *, options) -> Schedule, (T, n), of the n clients that have samples left.
+
+`counts` (n,) are those samples; `pool` tells more of the clients, and what that costs is booked.
+"""
+
+_BLIND = ("ugs", "gpsl", "fls", "fpls")  # to classes, of which clients need not tell
+
+SamplerSpec = Annotated[str, AfterValidator(SAMPLERS.check)]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What a sampler may ask beside the numbers of samples.
+
+    Attributes
+    ----------
+    config : PSL
+        What the user has chosen.
+    site : Site
+        Clients and server.
+    active : array of int64, (n,)
+        Clients that have samples left.
+    """
+
+    config: PSL
+    site: Site
+    active: Ints
+
+    def histograms(self) -> Ints:
+        """Samples of each class that each client has left, (n, M)."""
+        return self.site.histograms_left()[self.active]
+
+    def delays(self) -> Floats | None:
+        """Seconds per participation, (n,); None: not known yet, so nobody is a straggler."""
+        told = self.site.reported(measured=self.config.delays == "measured")
+        return None if np.isnan(told).all() else np.where(np.isnan(told), np.nanmean(told), told)[self.active]
+
+
+def _registered(name: str, sampler: Callable[..., Schedule]) -> None:
+    """Register a sampler that needs to know no more."""
+
+    @SAMPLERS.register(name)
+    @wraps(sampler)
+    def drawn(counts: Ints, batch_size: int, rng: np.random.Generator, _pool: Pool) -> Schedule:
+        return sampler(counts, batch_size, rng)
+
+
+_registered("ugs", ugs)
+_registered("gpsl", ugs)
+_registered("fls", fls)
+_registered("fpls", fpls)
+
+
+@SAMPLERS.register("lds")
+def latent(counts: Ints, batch_size: int, rng: np.random.Generator, pool: Pool) -> Schedule:
+    """Latent Dirichlet sampling (LDS): uniform, tilted against stragglers by psl's strength and concentration."""
+    config, site, total = pool.config, pool.site, int(counts.sum())
+    if total == 1:  # a last sample that was late leaves nothing to choose
+        return ugs(counts, batch_size, rng)
+    delays, observed = pool.delays(), config.sample_size
+    if observed is not None and total < site.samples.sum():  # what is left of an epoch may be fewer
+        observed = min(observed, total - 1)
+    epoch = lds_epoch(
+        counts,
+        batch_size,
+        rng,
+        histograms=pool.histograms(),
+        delays=delays,
+        concentration=config.concentration,
+        sample_size=observed,
+        strength=config.strength,
+    )
+    shares = dict(zip(pool.active.tolist(), epoch.pi.tolist(), strict=True))
+    site.notes = {"alpha_0": epoch.alpha_0, "pi": [shares.get(client, 0.0) for client in range(site.clients)]}
+    return epoch.schedule
 
 
 @STRATEGIES.register("psl")
@@ -33,7 +111,7 @@ class PSL(Travel):
 
     Attributes
     ----------
-    sampler : {"ugs", "lds", "fls", "fpls", "gpsl"}
+    sampler : {"ugs", "lds", "fls", "fpls", "gpsl"}, or another that is registered
         Uniform global sampling (``gpsl`` is its later name), latent Dirichlet sampling, or fixed local batches, equal
         or in proportion to the clients' samples. Default: ``ugs``.
     strength : float
@@ -51,10 +129,10 @@ class PSL(Travel):
         Hold every client's bottom although they are equal: slower, and the same. Default: one stands for all.
     """
 
-    sampler: Literal["ugs", "lds", "fls", "fpls", "gpsl"] = "ugs"
+    sampler: SamplerSpec = "ugs"
     strength: float = Field(default=0.5, ge=0, allow_inf_nan=False)
     concentration: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    sample_size: int | None = Field(default=None, ge=1)
+    sample_size: Count | None = None
     delays: Literal["known", "measured"] = "known"
     copies: bool = False
 
@@ -64,7 +142,7 @@ class PSL(Travel):
 
     def split(self, site: Site) -> PSLState:
         """Begin a run."""
-        self.set_up(site, histograms=self.sampler == "lds")
+        self.set_up(site, histograms=SAMPLERS.inner(self.sampler).name not in _BLIND)
         return PSLState(self, site)
 
 
@@ -77,38 +155,10 @@ class PSLState(Stateless):
 
     def schedule(self, left: Ints, rng: np.random.Generator) -> Schedule:
         """Let the sampler compose the batches, of those clients that have samples left."""
-        site, sampler = self.site, self.config.sampler
-        active, total = np.flatnonzero(left), int(left.sum())
-        counts, batch_size = left[active], min(site.settings.batch_size, total)
-        if sampler == "lds" and total > 1:  # a last sample that was late leaves nothing to choose
-            drawn = self._lds(active, counts, batch_size, rng)
-        else:
-            drawn = SAMPLERS.get(sampler, ugs)(counts, batch_size, rng)
-        return site.announce(widen(drawn, active, len(left)))
-
-    def _lds(self, active: Ints, counts: Ints, batch_size: int, rng: np.random.Generator) -> Schedule:
-        config, site, total = self.config, self.site, int(counts.sum())
-        delays, observed = self._delays(), config.sample_size
-        if observed is not None and total < site.samples.sum():  # what is left of an epoch may be fewer
-            observed = min(observed, total - 1)
-        epoch = lds_epoch(
-            counts,
-            batch_size,
-            rng,
-            histograms=site.histograms_left()[active],
-            delays=None if delays is None else delays[active],
-            concentration=config.concentration,
-            sample_size=observed,
-            strength=config.strength,
-        )
-        shares = dict(zip(active.tolist(), epoch.pi.tolist(), strict=True))
-        site.notes = {"alpha_0": epoch.alpha_0, "pi": [shares.get(client, 0.0) for client in range(site.clients)]}
-        return epoch.schedule
-
-    def _delays(self) -> Floats | None:
-        """Seconds per participation, (K,); None: not known yet, so nobody is a straggler."""
-        told = self.site.reported(measured=self.config.delays == "measured")
-        return None if np.isnan(told).all() else np.where(np.isnan(told), np.nanmean(told), told)
+        site, active, total = self.site, np.flatnonzero(left), int(left.sum())
+        pool, batch_size = Pool(self.config, site, active), min(site.settings.batch_size, total)
+        spec = SAMPLERS.inner(self.config.sampler)
+        return site.announce(widen(SAMPLERS.build(spec, left[active], batch_size, rng, pool), active, len(left)))
 
     def step(self, row: Row) -> float:
         """One step of SGD on the pooled batch."""

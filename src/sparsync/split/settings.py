@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import nn
 
-from sparsync.spec import config
+from sparsync.spec import Count, config
 from sparsync.system import DELAYS
 from sparsync.workers import OPTIMIZERS, SCHEDULES
 
@@ -42,17 +40,17 @@ class Split:
 
     cut: str | None = None
     bottom_norm: Literal["group"] | None = None
-    batch_size: int = Field(default=128, ge=1)
-    epochs: int = Field(default=10, ge=1)
+    batch_size: Count = 128
+    epochs: Count = 10
     optimizer: str = "sgd:lr=0.1"
     schedule: str = "constant"
-    eval_every: int = Field(default=1, ge=1)
+    eval_every: Count = 1
     delays: str = "none"
     deadline: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _checked(self) -> Split:
-        OPTIMIZERS.build(self.optimizer, [nn.Parameter(torch.zeros(1))])
-        SCHEDULES.build(self.schedule)
-        DELAYS[self.delays.partition(":")[0].strip()]
+        OPTIMIZERS.resolve(self.optimizer)
+        SCHEDULES.resolve(self.schedule)
+        DELAYS.resolve(self.delays)
         return self

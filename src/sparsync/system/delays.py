@@ -11,14 +11,11 @@ from pydantic import Field
 
 from sparsync.errors import UsageError
 from sparsync.randomness import SHARED, generator
-from sparsync.spec import Registry
+from sparsync.spec import Natural, Registry
 
 Floats = npt.NDArray[np.float64]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Spread = Annotated[float, Field(ge=0, le=3)]
-
-DELAYS: Registry[Delays] = Registry("delays")
-"""Functions (clients, seed, *, options) -> Delays; call them through ``DELAYS.build``."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,10 @@ class Delays:
         return drawn
 
 
+DELAYS: Registry[Delays] = Registry("delays", Delays)
+"""Functions (clients, seed, *, options) -> Delays; call them through ``DELAYS.build``."""
+
+
 @DELAYS.register("none")
 def none(clients: int, seed: int) -> Delays:
     """Nobody is late."""
@@ -65,7 +66,7 @@ def stragglers(
     clients: int,
     seed: int,
     *,
-    count: Annotated[int, Field(ge=0)] = 1,
+    count: Natural = 1,
     factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0,
     seconds: Seconds = 0.1,
     spread: Spread = 0.0,

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import ArgsKwargs
 
-from sparsync.spec import config
+from sparsync.errors import UsageError
+from sparsync.spec import Natural, Registry, config
 
 Rate = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -18,15 +19,34 @@ Power = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _RADIO = 250e3 / 8
 _AND_SO_ON = ":..."
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # 10 Gbit/s Ethernet (IEEE 802.3ae) through one switch; equal machines.
-    "datacenter": {"bandwidth": 1.25e9, "latency": 50e-6},
-    # Between data centres: a fifteenth of 1 Gbit/s, the mean that Hsieh et al. measured among eleven regions of a cloud
-    # (Gaia, NSDI 2017, section 2.2); light needs 0.05 s for 10,000 km of fibre.
-    "cross-silo-wan": {"bandwidth": 125e6 / 15, "latency": 0.05},
-    # Wang et al., A Field Guide to Federated Optimization (arXiv:2107.06917): 0.75 MB/s down, 0.25 MB/s up. The spread
-    # of the devices' speeds, the latency and a tenth of the time spent elsewhere are our choice.
-    "phones-4g": {
+PRESETS: Registry[Mapping[str, Any]] = Registry("preset", Mapping)
+"""Functions () -> keys of a `Profile`; what is given beside its preset takes precedence over them."""
+
+
+@PRESETS.register("datacenter")
+def datacenter() -> Mapping[str, Any]:
+    """10 Gbit/s Ethernet (IEEE 802.3ae) through one switch; equal machines."""
+    return {"bandwidth": 1.25e9, "latency": 50e-6}
+
+
+@PRESETS.register("cross-silo-wan")
+def cross_silo_wan() -> Mapping[str, Any]:
+    """Links between data centres: a fifteenth of 1 Gbit/s, and 50 ms.
+
+    That is the mean bandwidth that Hsieh et al. measured among eleven regions of a cloud (Gaia, NSDI 2017, section
+    2.2); light needs 0.05 s for 10,000 km of fibre.
+    """
+    return {"bandwidth": 125e6 / 15, "latency": 0.05}
+
+
+@PRESETS.register("phones-4g")
+def phones_4g() -> Mapping[str, Any]:
+    """Phones on 4G: 0.75 MB/s down, 0.25 MB/s up, of unequal speed, away for a tenth of the time.
+
+    The rates are those of Wang et al., A Field Guide to Federated Optimization (arXiv:2107.06917). The spread of the
+    devices' speeds, the latency and the time spent elsewhere are our choice.
+    """
+    return {
         "down": 0.75e6,
         "up": 0.25e6,
         "latency": 0.05,
@@ -34,11 +54,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "step_seconds": 0.1,
         "mean_up": 540.0,
         "mean_down": 60.0,
-    },
-    # One 250 kbit/s radio channel (IEEE 802.15.4) that all share; small processors of much the same make.
-    "iot": {"bandwidth": _RADIO, "shared": _RADIO, "latency": 0.02, "spread": 0.1, "step_seconds": 1.0},
-}
-"""Profiles with a name; keys that are given as well take precedence."""
+    }
+
+
+@PRESETS.register("iot")
+def iot() -> Mapping[str, Any]:
+    """Small processors of much the same make on one 250 kbit/s radio channel (IEEE 802.15.4) that all share."""
+    return {"bandwidth": _RADIO, "shared": _RADIO, "latency": 0.02, "spread": 0.1, "step_seconds": 1.0}
 
 
 def powers(text: str, workers: int) -> list[float]:
@@ -73,7 +95,7 @@ class Outage:
         When it is back. Default: never.
     """
 
-    worker: int = Field(ge=0)
+    worker: Natural
     at: Seconds
     until: float = Field(default=math.inf)
 
@@ -91,7 +113,8 @@ class Profile:
     Attributes
     ----------
     preset : str, optional
-        ``datacenter``, ``cross-silo-wan``, ``phones-4g`` or ``iot``: what else is not given comes from there.
+        ``datacenter``, ``cross-silo-wan``, ``phones-4g``, ``iot`` or another that is registered: what else is not
+        given comes from there.
     step_seconds : float
         Time of one local step on a device of power 1.
     compute : {"stated", "measured", "flops"}
@@ -118,7 +141,7 @@ class Profile:
         Devices that go at known times: tables of ``worker``, ``at`` and ``until``.
     """
 
-    preset: Literal["datacenter", "cross-silo-wan", "phones-4g", "iot"] | None = None
+    preset: str | None = None
     step_seconds: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     compute: Literal["stated", "measured", "flops"] = "stated"
     flops: float = Field(default=1e9, gt=0, allow_inf_nan=False)
@@ -141,10 +164,10 @@ class Profile:
             return given
         said = {key: value for key, value in keys.items() if value is not None}
         name = said.get("preset")
-        if not (isinstance(name, str) and name in PRESETS):
+        if not isinstance(name, str):
             return given
         hidden = ("up", "down") if "bandwidth" in said else ()  # of the preset: they would take precedence over it
-        return {**{key: value for key, value in PRESETS[name].items() if key not in hidden}, **said}
+        return {**{key: value for key, value in PRESETS.build(name).items() if key not in hidden}, **said}
 
     @model_validator(mode="after")
     def _checked(self) -> Profile:
@@ -153,3 +176,21 @@ class Profile:
         if (self.mean_up is None) != (self.mean_down is None):
             raise ValueError("mean_up and mean_down describe one process; give both, or neither")
         return self
+
+    def check(self, workers: int) -> None:
+        """Refuse what describes another number of devices.
+
+        Raises
+        ------
+        UsageError
+            If the profile does.
+        """
+        rates = {"power": self.power, "up": self.up, "down": self.down}
+        if isinstance(self.power, str) and not self.power.endswith(_AND_SO_ON):
+            rates["power"] = powers(self.power, workers)
+        for name, said in rates.items():
+            if isinstance(said, list) and len(said) != workers:
+                raise UsageError(f"profile: {name} has {len(said)} numbers for {workers} workers; give one for each")
+        last = max((outage.worker for outage in self.outages), default=0)
+        if last >= workers:
+            raise UsageError(f"profile: outages name worker {last} of {workers}; the last is {workers - 1}")

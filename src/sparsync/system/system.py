@@ -16,6 +16,7 @@ from sparsync.system.profile import Profile, powers
 from sparsync.system.timeline import Activity
 
 Floats = npt.NDArray[np.float64]
+_MOST_EDGES = 1 << 20
 _ROUNDING = 1e-12  # of the time: work that is done but for so little does not wait for the device's return
 
 
@@ -53,11 +54,12 @@ class System:
         UsageError
             If it describes another number of devices.
         """
+        profile.check(workers)
         power = _power(profile, workers, seed)
         return cls(
             profile.step_seconds / power,
-            _rates("up", profile.bandwidth if profile.up is None else profile.up, workers),
-            _rates("down", profile.bandwidth if profile.down is None else profile.down, workers),
+            _rates(profile.bandwidth if profile.up is None else profile.up, workers),
+            _rates(profile.bandwidth if profile.down is None else profile.down, workers),
             profile.latency,
             math.inf if profile.shared is None else profile.shared,
             _outages(profile, workers, seed),
@@ -171,6 +173,11 @@ class Draws:
         while not self.edges or self.edges[-2] <= moment:
             gone = (self.edges[-1] if self.edges else 0.0) + self.rng.exponential(self.mean_up)
             self.edges += [gone, gone + self.rng.exponential(self.mean_down)]
+            if len(self.edges) > _MOST_EDGES:
+                raise UsageError(
+                    f"profile: with mean_up={self.mean_up:g} and mean_down={self.mean_down:g} a device has been away "
+                    f"{_MOST_EDGES // 2} times before second {moment:g}; give longer times, or shorter steps"
+                )
         return bisect.bisect_right(self.edges, moment)
 
 
@@ -180,28 +187,23 @@ def _power(profile: Profile, workers: int, seed: int) -> Floats:
         power: Floats = np.exp(profile.spread * drawn)
         return power
     said = powers(profile.power, workers) if isinstance(profile.power, str) else profile.power
-    if len(said) != workers:
-        raise UsageError(f"profile: power has {len(said)} numbers for {workers} workers; give one for each")
     return np.asarray(said, np.float64)
 
 
-def _rates(name: str, said: float | list[float], workers: int) -> Floats:
-    if isinstance(said, list) and len(said) != workers:
-        raise UsageError(f"profile: {name} has {len(said)} numbers for {workers} workers; give one for each")
+def _rates(said: float | list[float], workers: int) -> Floats:
     return np.broadcast_to(np.asarray(said, np.float64), workers).copy()
 
 
 def _outages(profile: Profile, workers: int, seed: int) -> list[Outages] | None:
     if not profile.outages and profile.mean_up is None:
         return None
+    planned: dict[int, list[tuple[float, float]]] = {}
     for outage in profile.outages:
-        if outage.worker >= workers:
-            raise UsageError(f"profile: outages name worker {outage.worker} of {workers}; the last is {workers - 1}")
+        planned.setdefault(outage.worker, []).append((outage.at, outage.until))
     made = []
     for worker in range(workers):
-        known = [(outage.at, outage.until) for outage in profile.outages if outage.worker == worker]
         drawn = None
         if profile.mean_up is not None and profile.mean_down is not None:
             drawn = Draws(generator(seed, "outages", worker), profile.mean_up, profile.mean_down)
-        made.append(Outages(known, drawn))
+        made.append(Outages(planned.get(worker, ()), drawn))
     return made

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from sparsync.errors import DataError, UsageError
 from sparsync.randomness import generator
@@ -33,7 +33,7 @@ from sparsync.task.files import (
 )
 from sparsync.task.pickles import read_pickled, read_pickled_names
 
-DATASETS: Registry[Dataset] = Registry("dataset")
+DATASETS: Registry[Dataset] = Registry("dataset", Dataset)
 """Functions (root, *, options) -> Dataset; call them through `load_dataset`."""
 
 
@@ -44,8 +44,9 @@ def load_dataset(spec: str, root: Path | str | None = None) -> Dataset:
     ----------
     spec : str
         Name and parameters of a registered dataset, e.g. ``"mnist"`` or ``"cifar10:mean=0.5,std=0.5"``; or
-        ``"package.module:function"``, a function of the root, or of nothing, that returns a `Dataset` (see
-        `from_arrays`, `from_torch`). A parameter with a default is given the root only if there is one.
+        ``"package.module:function:key=value"``, a function of the root, or of nothing, that returns a `Dataset` (see
+        `from_arrays`, `from_torch`), and what else it is given by name. A parameter with a default is given the root
+        only if there is one.
     root : Path or str, optional
         Folder of its files, ``--data-root`` on the command line; ``"digits"`` needs none.
 
@@ -57,7 +58,7 @@ def load_dataset(spec: str, root: Path | str | None = None) -> Dataset:
         If a file is missing, truncated or corrupt.
     """
     where = None if root is None else Path(root)
-    function = imported(spec, DATASETS)
+    function = imported(spec, DATASETS, context=1)
     if function is None:
         return DATASETS.build(spec, where)
     arguments = _taken(function, where, spec)
@@ -180,6 +181,8 @@ def _numbers(value: object) -> object:
 Channels = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
 """One number for all channels, or one for each: ``mean=0.5`` or ``mean=(0.5,0.4,0.3)`` in a spec."""
 
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+
 
 @DATASETS.register("digits")
 def digits(_root: Path | None) -> Dataset:
@@ -291,7 +294,9 @@ def cifar100(
 
 
 @DATASETS.register("folder")
-def folder(root: Path | None, *, size: int | None = None, mean: Channels = (0.0,), std: Channels = (1.0,)) -> Dataset:
+def folder(
+    root: Path | None, *, size: Pixels | None = None, mean: Channels = (0.0,), std: Channels = (1.0,)
+) -> Dataset:
     """Pictures in folders: ``train/<class>/*.png`` and ``test/<class>/*.png``, or jpg; grey or colour.
 
     Parameters
@@ -304,8 +309,6 @@ def folder(root: Path | None, *, size: int | None = None, mean: Channels = (0.0,
         Normalisation, on the scale 0 to 1; default: none.
     """
     at = required("folder", root)
-    if size is not None and not 1 <= size <= 4096:
-        raise UsageError(f"dataset 'folder': size={size}; expected 1 to 4096 pixels")
     names = subfolders(at / "train")
     if strange := sorted(set(subfolders(at / "test")) - set(names)):
         raise DataError(

@@ -10,22 +10,27 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from sparsync.errors import UsageError
 from sparsync.sparsity import truncated_normal_
-from sparsync.spec import Registry, foreign, imported
+from sparsync.spec import Count, Registry, foreign, imported
 
 Shape = tuple[int, ...]
 Norm = Literal["batch", "group"]
 Init = Literal["glorot", "torch", "truncated"]
 ResNetInit = Literal["he", "truncated"]
+Even = Annotated[int, Field(ge=2, le=1024, multiple_of=2)]
+Depth = Annotated[int, Field(ge=1, le=1000)]
 
-MODELS: Registry[nn.Module] = Registry("model")
+_MOST_PARAMETERS = 1 << 31
+
+MODELS: Registry[nn.Module] = Registry("model", nn.Module)
 """Functions (shape of one input, classes, *, options) -> module; call them through `build_model`."""
 
 
@@ -35,8 +40,9 @@ def build_model(spec: str | Callable[..., nn.Module], shape: Shape, classes: int
     Parameters
     ----------
     spec : str or callable
-        A registered name with parameters, ``"mlp:hidden=128"``; ``"package.module:function"``, anything importable;
-        or the function itself. A function is called with (shape, classes) if it requires arguments, else with none.
+        A registered name with parameters, ``"mlp:hidden=128"``; ``"package.module:function:key=value"``, anything
+        importable; or the function itself. A function is called with (shape, classes) if it requires more than what
+        it is given by name, else with no more than that.
     shape : tuple of int
         Shape of one input.
     classes : int
@@ -87,12 +93,19 @@ def logistic(shape: Shape, classes: int) -> nn.Module:
 
 
 @MODELS.register("mlp")
-def mlp(shape: Shape, classes: int, *, hidden: int = 64, depth: int = 1, init: Init = "torch") -> nn.Module:
+def mlp(
+    shape: Shape,
+    classes: int,
+    *,
+    hidden: Count = 64,
+    depth: Depth = 1,
+    init: Init = "torch",
+) -> nn.Module:
     """Multilayer perceptron with ``depth`` hidden layers of ``hidden`` ReLU units, on the flattened input."""
-    if hidden < 1 or depth < 1:
-        raise UsageError(f"model 'mlp': hidden={hidden}, depth={depth}; expected both at least 1")
     layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
     width = math.prod(shape)
+    if (total := hidden * (width + classes + (depth - 1) * hidden)) > _MOST_PARAMETERS:
+        raise UsageError(f"model 'mlp': hidden={hidden}, depth={depth} make {total:.2g} weights; choose fewer")
     for i in range(1, depth + 1):
         layers |= {f"fc{i}": nn.Linear(width, hidden), f"relu{i}": nn.ReLU()}
         width = hidden
@@ -209,20 +222,18 @@ def resnet18(shape: Shape, classes: int, *, norm: Norm = "batch", init: ResNetIn
 
 
 @MODELS.register("resnet8")
-def resnet8(shape: Shape, classes: int, *, width: int = 16, norm: Norm = "batch", init: ResNetInit = "he") -> nn.Module:
+def resnet8(
+    shape: Shape, classes: int, *, width: Even = 16, norm: Norm = "batch", init: ResNetInit = "he"
+) -> nn.Module:
     """ResNet small enough for a CPU: a stem and three stages of one block, of ``width``, twice and four times that."""
-    if width < 2 or width % 2:
-        raise UsageError(f"model 'resnet8': width={width}; expected an even number of at least 2")
     return _resnet("resnet8", shape, classes, widths=(width, 2 * width, 4 * width), blocks=1, norm=norm, init=init)
 
 
 @MODELS.register("resnet10")
 def resnet10(
-    shape: Shape, classes: int, *, width: int = 16, stride: int = 1, norm: Norm = "batch", init: ResNetInit = "he"
+    shape: Shape, classes: int, *, width: Even = 16, stride: int = 1, norm: Norm = "batch", init: ResNetInit = "he"
 ) -> nn.Module:
     """ResNet-18 with one block per stage, ``width`` to eight times that wide; ``stride`` 2 quarters its cost."""
-    if width < 2 or width % 2:
-        raise UsageError(f"model 'resnet10': width={width}; expected an even number of at least 2")
     if stride not in (1, 2):
         raise UsageError(f"model 'resnet10': stride={stride}; expected 1 or 2")
     widths = tuple(width * factor for factor in (1, 2, 4, 8))

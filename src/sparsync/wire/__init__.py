@@ -2,7 +2,7 @@
 
 from sparsync.wire.chain import Chain, ErrorFeedback, decode_parts
 from sparsync.wire.dense import Dense
-from sparsync.wire.grammar import parse_chain
+from sparsync.wire.grammar import CODECS, parse_chain
 from sparsync.wire.ledger import Kind, Ledger
 from sparsync.wire.parcel import Section, kinds_of, pack_parcel, unpack_parcel, values_of
 from sparsync.wire.payload import HEADER_BYTES, pack, unpack
@@ -11,6 +11,7 @@ from sparsync.wire.supports import Known, Masked, NonZero, Relative, Support, To
 from sparsync.wire.topology import TOPOLOGIES, Ring, Star, Topology, Traffic
 
 __all__ = [
+    "CODECS",
     "HEADER_BYTES",
     "TOPOLOGIES",
     "Chain",

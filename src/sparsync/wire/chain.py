@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from sparsync.wire.supports import Floats, Support
 _EXACT = (torch.float32, torch.bfloat16, torch.float16)  # float32 holds any of their numbers
 
 
+@runtime_checkable
 class Values(Protocol):
     """A chain's last stage: numbers to bytes and back, as `Dense` and `Quantised` do.
 

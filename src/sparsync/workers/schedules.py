@@ -8,15 +8,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sparsync.spec import Registry
+from sparsync.spec import Count, Natural, Registry
 
 Schedule = Callable[[int], float]
 """Step, counted from 0, to the factor on the learning rate of that step."""
 
 SCHEDULES: Registry[Schedule] = Registry("schedule")
 
-Steps = Annotated[int, Field(ge=1)]
-Warmup = Annotated[int, Field(ge=0)]
 Factor = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -25,13 +23,13 @@ def _warm(step: int, warmup: int) -> float:
 
 
 @SCHEDULES.register("constant")
-def constant(*, warmup: Warmup = 0) -> Schedule:
+def constant(*, warmup: Natural = 0) -> Schedule:
     """Full rate, after a linear warm-up of `warmup` steps."""
     return lambda step: _warm(step, warmup)
 
 
 @SCHEDULES.register("cosine")
-def cosine(*, steps: Steps, final: Factor = 0.0, warmup: Warmup = 0) -> Schedule:
+def cosine(*, steps: Count, final: Factor = 0.0, warmup: Natural = 0) -> Schedule:
     """Half a cosine from the full rate at step 0 to `final` at `steps`."""
 
     def factor(step: int) -> float:
@@ -42,18 +40,18 @@ def cosine(*, steps: Steps, final: Factor = 0.0, warmup: Warmup = 0) -> Schedule
 
 
 @SCHEDULES.register("step")
-def step_decay(*, every: Steps, factor: Factor = 0.1, warmup: Warmup = 0) -> Schedule:
+def step_decay(*, every: Count, factor: Factor = 0.1, warmup: Natural = 0) -> Schedule:
     """Times `factor` after every `every` steps."""
     return lambda step: _warm(step, warmup) * factor ** (step // every)
 
 
 @SCHEDULES.register("exponential")
-def exponential(*, factor: Factor = 0.998, warmup: Warmup = 0) -> Schedule:
+def exponential(*, factor: Factor = 0.998, warmup: Natural = 0) -> Schedule:
     """Times `factor` after every step."""
     return lambda step: _warm(step, warmup) * factor**step
 
 
 @SCHEDULES.register("geometric")
-def geometric(*, final: Annotated[float, Field(gt=0, le=1)] = 0.02, steps: Steps) -> Schedule:
+def geometric(*, final: Annotated[float, Field(gt=0, le=1)] = 0.02, steps: Count) -> Schedule:
     """From the full rate down to `final` after `steps`, by one factor in each; lower still after that."""
     return lambda step: float(final ** ((step + 1) / steps))

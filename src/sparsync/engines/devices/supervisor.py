@@ -165,6 +165,9 @@ class Supervisor:
 
     # A run
 
+    def rehearse(self) -> None:
+        """Nothing can be tried without devices."""
+
     def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
         """Train to the end of the budget. Return whether it got there, or was asked to stop."""
         self._pace, self._save = pace, save

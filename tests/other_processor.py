@@ -36,10 +36,16 @@ def turned(x: Any) -> Any:
     return torch.where(rounded, bits + lots, bits).view(x.dtype)
 
 
+def is_exact(func: Any, args: Any, result: Any) -> bool:
+    """Whether nothing is rounded: no sum, or one of single terms."""
+    single = func.overloadpacket in (aten.sum, aten.mean) and args[0].numel() == result.numel()
+    return single or func.overloadpacket not in SUMS or "out" in func._overloadname
+
+
 class OtherProcessor(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket not in SUMS or "out" in func._overloadname:
+        if is_exact(func, args, result):
             return result
         return tuple(map(turned, result)) if isinstance(result, tuple) else turned(result)
 

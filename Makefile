@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NUMERICAL := tests/golden tests/hetero tests/peers/test_synchronous.py tests/split tests/workers
+NUMERICAL := tests/golden tests/hetero/test_hetero_ring.py tests/peers/test_synchronous.py \
+	tests/split/test_split_psl.py tests/split/test_split_splitfed.py tests/workers/test_workers_training.py
 
 .PHONY: demo test test-all test-portable check format bench golden clean
 

@@ -26,7 +26,9 @@ def run(torchrun, case: str, folder: Path) -> list[dict]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", ["fda", "sketch", "local", "gradients", "resume"])
+@pytest.mark.parametrize(
+    "case", ["fda", pytest.param("sketch", marks=pytest.mark.slow), "local", "gradients", "resume"]
+)
 def test_workers_end_with_one_model(torchrun, tmp_path, case):
     first, second = run(torchrun, case, tmp_path)
     assert first["d"] == TRAINED

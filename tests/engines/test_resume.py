@@ -55,7 +55,11 @@ def uninterrupted(tmp_path_factory) -> dict[int, Path]:
     return folders
 
 
-@pytest.mark.parametrize(("processes", "seed"), [(1, 0), (1, 1), (1, 2), (2, 3), (2, 4)], ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("processes", "seed"),
+    [(1, 0), (2, 3), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((1, 1), (1, 2), (2, 4)))],
+    ids=str,
+)
 def test_kill_9_then_resume_gives_the_same_bits(tmp_path, programs, results, uninterrupted, processes, seed):
     whole, folder = uninterrupted[processes], tmp_path / "killed"
     rng, final = np.random.default_rng(seed), size(whole / "history.jsonl")

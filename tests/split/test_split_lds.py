@@ -335,6 +335,7 @@ def test_the_exact_limit_has_the_law_of_ugs():
     assert chi_squares()[0] > threshold  # the default draws rows with replacement
 
 
+@pytest.mark.slow
 def test_moments_of_the_exact_limit():
     counts, batch, epochs, source = np.array([300, 200, 100]), 120, 1500, rng(3)
     options = {"histograms": counts[:, None], "concentration": 1e12}

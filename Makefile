@@ -4,14 +4,26 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NUMERICAL := tests/golden tests/hetero/test_hetero_ring.py tests/peers/test_synchronous.py \
+	tests/split/test_split_psl.py tests/split/test_split_splitfed.py tests/workers/test_workers_training.py
 
-.PHONY: demo test check format bench golden clean
+.PHONY: demo test test-all test-portable check format bench golden clean
 
 demo: $(VENV)/ready
 	$(BIN)/sparsync compare examples/demo.toml
 
 test: $(VENV)/ready-dev
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# What `make test` leaves out, too: slow tests, and more examples of properties.
+test-all: $(VENV)/ready-dev
+	$(BIN)/pytest -n 2 --dist worksteal -m '' --hypothesis-profile thorough
+
+# The numerical tests as another processor would run them: without its vector instructions, and with sums that round
+# otherwise. A tolerance that holds on one machine only fails here.
+test-portable: $(VENV)/ready-dev
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1 PYTHONPATH=tests \
+		$(BIN)/pytest -n 2 --dist worksteal -p other_processor $(NUMERICAL)
 
 check: $(VENV)/ready-dev
 	$(BIN)/ruff check .

@@ -1,32 +1,30 @@
-"""What all tests share: one thread, a tiny task, the command line as a user types it, and torchrun."""
+"""What all tests share: one thread, a tiny task, the command line as a user types it, and what torchrun starts."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start: threads of several processes only get in their way
 import torch
 
+from processes import Program, finished, ranks
 from sparsync.task import Dataset, from_arrays
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-
-def call(command: list[str], timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, with its output as text."""
-    clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env={**clean, **environment}, check=False
-    )
+# Neither has a deadline, for a machine may be busy.
+for name, examples in (("brief", 40), ("thorough", 300)):
+    settings.register_profile(name, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("brief")
 
 
 @pytest.fixture(autouse=True)
@@ -57,20 +55,26 @@ def blobs(clouds: Callable[[int], Dataset]) -> Dataset:
 
 
 @pytest.fixture
-def sparsync() -> Run:
-    """``sparsync ARGUMENTS`` in a process of its own."""
-    return lambda *arguments, **options: call(
-        [sys.executable, "-m", "sparsync", *(str(argument) for argument in arguments)], **options
-    )
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what processes print goes."""
+    return tmp_path_factory.mktemp("programs")
 
 
 @pytest.fixture
-def torchrun() -> Run:
-    """``torchrun --nproc-per-node N ARGUMENTS``."""
+def sparsync(programs: Path) -> Run:
+    """``sparsync ARGUMENTS`` in a process of its own, to its end."""
+    return lambda *arguments, **environment: Program(programs, ("-m", "sparsync", *arguments), environment).wait()
 
-    def run(ranks: int, *arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        return call([*launcher, *(str(argument) for argument in arguments)], **{"OMP_NUM_THREADS": "1", **options})
+
+@pytest.fixture
+def torchrun(programs: Path) -> Run:
+    """``torchrun --nproc-per-node N ARGUMENTS``, to its end: the first status that is not 0, and what all have said."""
+
+    def run(size: int, *arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+        with ranks(programs, size, arguments, environment) as started:
+            done = finished(started)
+        codes, out, err = zip(*((one.returncode, one.stdout, one.stderr) for one in done), strict=True)
+        return subprocess.CompletedProcess(arguments, next(filter(None, codes), 0), "".join(out), "".join(err))
 
     return run
 

@@ -292,7 +292,7 @@ def profile(folder: str) -> dict[str, object]:
     return table
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_without_a_word_hadfl_is_there_and_virtual_time_on_equal_devices(cli, workers):
     short = ("--processes", 1, "--steps", 20, "--eval-every", 10, "--rounds", 20, "--no-report")
     status, shown, said = cli("compare", "--workers", workers, *short, "--out", "run")

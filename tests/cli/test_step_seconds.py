@@ -60,7 +60,7 @@ def test_by_operations(tmp_path: Path) -> None:
     assert said["profile"]["compute"] == "flops"  # as it was said
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_measured_once_for_all_strategies_and_kept(tmp_path: Path, processes: int) -> None:
     said = experiment(profile={"compute": "measured"}, strategies=["synchronous", "local-sgd:period=3"])
     said = said.model_copy(update={"processes": processes})

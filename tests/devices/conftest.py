@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -19,13 +18,8 @@ import torch
 from failing import Plot, play
 from torch import Tensor
 
+from processes import FORKED, GIVEN_UP
 from sparsync.hetero import ring_mean
-
-PATIENCE = 90.0
-"""Seconds, far beyond every time-out of a ring here, after which a test is given up."""
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["failing", "sparsync.comparison", "sparsync.deployment", "sklearn.datasets"])
 
 EXPERIMENT = """
 data = "digits"
@@ -49,15 +43,16 @@ class Field:
         self.file.write_text(EXPERIMENT.format(workers=workers, steps=steps, more=more, hadfl=hadfl))
         self.processes: dict[str, BaseProcess] = {}
         self.slower = 1.0
+        self.meeting = GIVEN_UP  # seconds that a ring waits before it asks who lives: a hang-up or a message ends it
 
     def start(self, name: str, *arguments: object, plot: Plot | None = None) -> None:
         said = [str(argument) for argument in arguments]
-        process = PROCESSES.Process(target=play, args=(self.folder, name, said, plot, self.slower))
+        process = FORKED.Process(target=play, args=(self.folder, name, said, plot, self.slower, self.meeting))
         process.start()
         self.processes[name] = process
 
     def coordinate(self, *options: object, plot: Plot | None = None) -> None:
-        options = ("--silence", 3, "--patience", 60, *options)
+        options = ("--silence", GIVEN_UP, "--patience", GIVEN_UP, *options)
         self.start("coordinator", "coordinate", self.file, "--out", self.out, "--no-report", *options, plot=plot)
         self.wait(lambda: (self.out / "devices.json").exists(), "a coordinator")
 
@@ -83,7 +78,7 @@ class Field:
     # While it runs
 
     def wait(self, ready: Callable[[], Any], what: str) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + GIVEN_UP
         while not ready():
             assert time.monotonic() < end, f"waited too long for {what}: {self.said()}"
             time.sleep(0.02)
@@ -93,13 +88,16 @@ class Field:
         assert pid is not None
         os.kill(pid, signal.Signals[what])
 
+    def ended(self, name: str) -> bool:
+        return self.processes[name].exitcode is not None
+
     def enough(self) -> None:
         """Let the coordinator end."""
         (self.folder / "enough").touch()
 
     def end(self) -> dict[str, int | None]:
         """Wait for all processes, and return how each ended."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + GIVEN_UP
         for process in self.processes.values():
             process.join(max(0.0, end - time.monotonic()))
         codes = {name: process.exitcode for name, process in self.processes.items()}

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from processes import GIVEN_UP
 from sparsync import assembly
 from sparsync.cli import main
-from sparsync.engines.devices import Device, Supervisor
+from sparsync.engines.devices import Device, Supervisor, supervisor
 from sparsync.engines.devices.words import (
     LAST_STEP,
     Commit,
@@ -76,6 +77,11 @@ class Stage:
     slower: float = 1.0  # than they are, devices say
 
     @classmethod
+    def says(cls, word: str) -> bool:
+        """Whether the test has left a file of that name."""
+        return (cls.folder / word).exists()
+
+    @classmethod
     def note(cls, event: str, **said: Any) -> None:
         with (cls.folder / f"{cls.name}.jsonl").open("a") as file:
             file.write(json.dumps({"event": event, **said}) + "\n")
@@ -91,8 +97,8 @@ class Stage:
     def together(cls, place: int, places: tuple[int, ...]) -> None:
         """Wait until all whom it befalls are at that moment, else the ring is formed anew after the first of them."""
         (cls.folder / f"fails-{place}").touch()
-        end = time.monotonic() + 30.0
-        while time.monotonic() < end and not all((cls.folder / f"fails-{one}").exists() for one in places):
+        end = time.monotonic() + GIVEN_UP
+        while time.monotonic() < end and not all(cls.says(f"fails-{one}") for one in places):
             time.sleep(0.01)
 
 
@@ -123,8 +129,10 @@ class Watched(Device):
             TRICKS[plot.how](self, order)
         elif plot.how in LIES:
             LIES[plot.how](self, order)
-            self._wait(lambda: self._left(order), 60.0)
+            self._wait(lambda: self._left(order), GIVEN_UP)
         else:
+            if plot.how == "stop":
+                (Stage.folder / f"stopped-{self.number}").touch()
             Stage.fail(plot.how, plot.seconds)
 
     # What is logged, and when it may go wrong
@@ -144,6 +152,9 @@ class Watched(Device):
         if tag[-1] in (plan.steps // 2 - 1, plan.steps - 1):
             self._fail("scatter" if plan.adds(tag[-1]) else "gather", order)
         return super()._receive(order, tag, numel)
+
+    def _lives(self, peer: Peer, seconds: float) -> bool:
+        return super()._lives(peer, GIVEN_UP)  # who is busy answers late, and a process that has ended hangs up
 
     def _agreed(self, order: Sync, mean: Tensor) -> bool:
         agreed = super()._agreed(order, mean)
@@ -265,11 +276,25 @@ TRICKS: dict[str, Callable[[Device, Sync], Any]] = {
 
 
 class Overseer(Supervisor):
-    """A coordinator that ends also when a file says that it is enough, and perhaps fails."""
+    """A coordinator that ends also when a file says that it is enough, and perhaps fails.
+
+    It finds nobody silent whom the test has not stopped, and waits for others until the test says that nobody comes.
+    """
 
     @property
     def done(self) -> bool:
-        return super().done or (Stage.folder / "enough").exists()
+        return super().done or Stage.says("enough")
+
+    def _tend(self, now: float) -> None:
+        for line in list(self.board.lines.values()):
+            if not Stage.says(f"stopped-{line.number}"):
+                line.asked = 0
+        super()._tend(now)
+
+    def _need_somebody(self) -> None:
+        if not self._wait(lambda: bool(self.there.any()) or Stage.says("nobody"), GIVEN_UP) or Stage.says("nobody"):
+            self.board.patience = 0.0
+        super()._need_somebody()
 
     def _fails_now(self, moment: str) -> bool:
         plot = Stage.plot
@@ -290,9 +315,10 @@ class Overseer(Supervisor):
         super()._commit(members, broadcaster, others)
 
 
-def play(folder: Path, name: str, arguments: list[str], plot: Plot | None, slower: float) -> None:
+def play(folder: Path, name: str, arguments: list[str], plot: Plot | None, slower: float, meeting: float) -> None:
     """Be a coordinator or a device, by a command line."""
     Stage.folder, Stage.name, Stage.plot, Stage.slower = folder, name, plot, slower
+    supervisor._MEETING = meeting
     assembly.Device, assembly.Supervisor = Watched, Overseer  # type: ignore[misc]
     torch.set_num_threads(1)
     output = os.open(folder / f"{name}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

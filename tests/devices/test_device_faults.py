@@ -68,6 +68,7 @@ def test_all_members_but_one_are_killed(field):
 def test_a_slow_member_is_not_passed_over(field):
     """It says nothing for longer than others wait, but it answers."""
     run = field(f"{CAPPED},members=4", steps=24)
+    run.meeting = 1.0
     plot = Plot("before", "sleep", places=(1,), seconds=2.0)
     line = survives(run, 0, plot)
     assert line["attempts"] == 1
@@ -110,7 +111,7 @@ def test_the_broadcaster_is_killed_before_it_has_sent(field):
 
 def again(run, ready):
     """The coordinator has been killed; start it again, and end once three more cycles are there."""
-    run.wait(lambda: run.processes["coordinator"].exitcode is not None, "the coordinator's end")
+    run.wait(lambda: run.ended("coordinator"), "the coordinator's end")
     assert run.processes["coordinator"].exitcode == -9
     run.wait(lambda: all(run.log(number, "alone") for number in range(run.workers)), "devices that notice")
     before = max(line["cycle"] for line in run.history("cycle"))
@@ -143,6 +144,8 @@ def test_the_coordinator_is_killed_and_started_again(field):
 def test_the_coordinator_is_killed_while_it_tells_members_to_commit(field, moment):
     """Nobody has been told, and nobody adopts; or one has, who tells the next."""
     run = field(f"{CAPPED},members=3", steps=10**6)
+    if moment == "agreed":  # nothing ends that wait
+        run.meeting = 1.0
     run.coordinate(plot=Plot(moment))
     run.devices()
     again(run, lambda run: True)
@@ -181,11 +184,12 @@ def begins_with_the_mean(run, number, time):
 
 def test_a_device_that_was_given_up_comes_back(field):
     run = field(f"{CAPPED},members=4", steps=10**6)
-    run.coordinate()
+    run.coordinate("--silence", 2)
     run.devices(plot=Plot("before", "stop", places=(2,)))
     run.wait(run.lost, "a device that is given up")
     (number,) = run.lost()
     run.wait(lambda: run.history("cycle")[-1]["cycle"] > 3, "cycles without it")
+    (run.folder / f"stopped-{number}").unlink()
     run.signal(f"device{number}", "SIGCONT")
 
     def back():
@@ -275,11 +279,13 @@ def test_strangers_change_nothing(field):
 
 def test_all_devices_die(field):
     run = field(f"{CAPPED},members=2")
-    run.coordinate("--patience", 2)
+    run.coordinate()
     run.devices(plot=Plot("before", places=None, cycle=2))
     run.wait(lambda: len(run.lost()) == 2, "two deaths")
     for number in set(range(4)) - set(run.lost()):
         run.signal(f"device{number}", "SIGKILL")
+    run.wait(lambda: all(run.ended(f"device{number}") for number in range(4)), "the devices' end")
+    (run.folder / "nobody").touch()
     codes = run.end()
     assert codes.pop("coordinator") == 1
     assert set(codes.values()) == {-9}
@@ -294,7 +300,7 @@ def test_a_second_process_of_a_number_is_sent_away(field):
     run.devices()
     run.wait(lambda: run.history("cycle"), "a cycle")
     run.device(1, name="second")
-    run.wait(lambda: run.processes["second"].exitcode is not None, "the second one's end")
+    run.wait(lambda: run.ended("second"), "the second one's end")
     run.enough()
     codes = run.end()
     assert codes.pop("second") == 1
@@ -314,7 +320,7 @@ def test_a_device_with_another_experiment_is_sent_away(field, tmp_path):
     other = tmp_path / "other.toml"
     other.write_text(run.file.read_text().replace("0.05", "0.06"))
     run.device(3, file=other)
-    run.wait(lambda: run.processes["device3"].exitcode is not None, "its end")
+    run.wait(lambda: run.ended("device3"), "its end")
     run.wait(lambda: run.history("cycle"), "a cycle")
     run.enough()
     codes = run.end()

@@ -72,7 +72,7 @@ def test_bytes_are_those_of_the_ring_and_of_broadcasts(field, members):
 def test_it_is_what_the_simulation_does(field, tmp_path):
     """Steps are capped, and cycles long enough for everybody to take all: the same rings, and the same mean."""
     run = field(HADFL.format(members=4, backup_every=1), steps=16, more="[profile]\nbandwidth = inf\nlatency = 0.0")
-    run.slower = 30.0
+    run.slower = 300.0
     train(run)
     said = {**read(run.file), "processes": 1}
     simulated = tmp_path / "simulated"
@@ -108,7 +108,7 @@ def test_devices_on_this_machine_outlive_their_coordinator(field):
     run = field("unit=4,backup_every=1", workers=2, steps=10**6)
     run.out = run.folder / "a run"
     run.coordinate("--here", "--slowdown", 4, plot=Plot("planned", cycle=3))
-    run.wait(lambda: run.processes["coordinator"].exitcode is not None, "the coordinator's end")
+    run.wait(lambda: run.ended("coordinator"), "the coordinator's end")
     before = run.others()
     assert len(before) == 2
     run.resume()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from processes import Program, ranks
 
 EXPERIMENT = """
 workers = 3
@@ -37,35 +35,12 @@ def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in found if line["kind"] == kind]
 
 
-@contextmanager
-def started(*arguments: str, size: int = 4) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes as an operator starts them on several machines: no launcher that ends all with the first."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with ExitStack() as stack:
-        processes = []
-        for rank in range(size):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "sparsync", *arguments],
-                env={**shared, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            processes.append(stack.enter_context(process))
-            stack.callback(process.kill)
-        yield processes
-
-
-def until(condition: Callable[[], bool], processes: list[subprocess.Popen[str]], seconds: float = 120) -> None:
+def until(condition: Callable[[], bool], running: list[Program]) -> None:
     """Wait for something to come true while all processes live."""
-    end = time.monotonic() + seconds
     while not condition():
-        ended = [process.communicate()[0] for process in processes if process.poll() is not None]
+        ended = [program.wait() for program in running if program.poll() is not None]
         assert not ended, ended
-        assert time.monotonic() < end, "it has not come true in time"
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -97,14 +72,15 @@ def test_a_server_and_three_clients_train_as_one_process_does(tmp_path, written,
     assert all(one == other for one, other in steps)
 
 
-def test_a_killed_client_is_left_out_and_named(tmp_path, written):
+def test_a_killed_client_is_left_out_and_named(tmp_path, programs, written):
     """The epoch ends with the others' samples, and training goes on to its end."""
     folder = tmp_path / "run"
-    with started("compare", written(epochs=60), "--out", str(folder), "--no-report") as processes:
-        until(lambda: len(lines(folder, "step")) >= 30, processes)
-        processes[2].send_signal(signal.SIGKILL)
-        said = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, -signal.SIGKILL, 0], said
+    arguments = ("-m", "sparsync", "compare", written(epochs=60), "--out", folder, "--no-report")
+    with ranks(programs, 4, arguments) as running:
+        until(lambda: len(lines(folder, "step")) >= 30, running)
+        running[2].kill()
+        done = [program.wait() for program in running]
+    assert [one.returncode for one in done] == [0, 0, -signal.SIGKILL, 0], done
     (lost,) = lines(folder, "lost")
     assert lost["client"] == 1
     assert lost["reason"]
@@ -130,13 +106,11 @@ def test_ledger_agrees_with_the_sockets_to_3_percent(tmp_path, written, torchrun
     assert sum(json.loads((tmp_path / "kernel.json").read_text())) == pytest.approx(booked, rel=0.03)
 
 
-def test_a_run_between_processes_resumes_with_the_same_bits(tmp_path, written, torchrun, results):
+def test_a_run_between_processes_resumes_with_the_same_bits(tmp_path, programs, written, torchrun):
     """All processes killed in mid-epoch, started again, and the end is that of an undisturbed run."""
     file, folder, whole = written(epochs=40), tmp_path / "run", tmp_path / "whole"
-    with started("compare", file, "--out", str(folder), "--no-report") as processes:
-        until(lambda: (folder / "checkpoint").exists() and len(lines(folder, "step")) > 30, processes)
-        for process in processes:
-            process.kill()
+    with ranks(programs, 4, ("-m", "sparsync", "compare", file, "--out", folder, "--no-report")) as running:
+        until(lambda: (folder / "checkpoint").exists() and len(lines(folder, "step")) > 30, running)
     done = torchrun(4, "-m", "sparsync", "resume", folder, "--no-report")
     assert done.returncode == 0, done.stderr
     done = torchrun(4, "-m", "sparsync", "compare", file, "--out", whole, "--no-report")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from processes import Program
 
 SETTING = "compare --no-report --workers 6 --steps 300 --eval-every 10 --save-seconds 0 --optimizer adam"
 ARGUMENTS = [
@@ -26,75 +26,81 @@ def everything(folder: Path, results) -> dict[str, object]:
     return {"results": results(folder), "history": (folder / "history.jsonl").read_bytes(), "models": models}
 
 
+def begin(programs: Path, folder: Path, *more: object) -> Program:
+    return Program(programs, ("-m", "sparsync", *ARGUMENTS, *more, "--out", folder))
+
+
+def go_on(programs: Path, folder: Path) -> Program:
+    return Program(programs, ("-m", "sparsync", "resume", "--no-report", folder))
+
+
+def until(ready: Callable[[], bool], running: Program) -> None:
+    """Wait for something to come true, or for the program's end."""
+    while running.poll() is None and not ready():
+        time.sleep(0.002)
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, request) -> dict[int, Path]:
+def uninterrupted(tmp_path_factory) -> dict[int, Path]:
     folders = {}
     for processes in (1, 2):
-        folder = tmp_path_factory.mktemp("whole") / str(processes)
-        command = [sys.executable, "-m", "sparsync", *ARGUMENTS, "--processes", str(processes), "--out", str(folder)]
-        subprocess.run(command, check=True, capture_output=True, timeout=240)
-        folders[processes] = folder
+        folder = tmp_path_factory.mktemp("whole")
+        done = begin(folder, folder / "run", "--processes", processes).wait()
+        assert done.returncode == 0, done.stderr
+        folders[processes] = folder / "run"
     return folders
 
 
-@pytest.mark.parametrize(("processes", "seed"), [(1, 0), (1, 1), (1, 2), (2, 3), (2, 4)], ids=lambda value: str(value))
-def test_kill_9_then_resume_gives_the_same_bits(tmp_path, sparsync, results, uninterrupted, processes, seed):
+@pytest.mark.parametrize(
+    ("processes", "seed"),
+    [(1, 0), (2, 3), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((1, 1), (1, 2), (2, 4)))],
+    ids=str,
+)
+def test_kill_9_then_resume_gives_the_same_bits(tmp_path, programs, results, uninterrupted, processes, seed):
     whole, folder = uninterrupted[processes], tmp_path / "killed"
-    rng = np.random.default_rng(seed)
-    command = [sys.executable, "-m", "sparsync", *ARGUMENTS, "--processes", str(processes), "--out", str(folder)]
-    final = (whole / "history.jsonl").stat().st_size
+    rng, final = np.random.default_rng(seed), size(whole / "history.jsonl")
     kills = 0
     for _ in range(3):  # at three places in the history, wherever the process then is
-        size = final * rng.uniform(0.05, 0.9)
-        running = subprocess.Popen(
-            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        history = folder / "history.jsonl"
-        while running.poll() is None and not (history.exists() and history.stat().st_size >= size):
-            time.sleep(0.002)
+        place = final * rng.uniform(0.05, 0.9)
+        running = go_on(programs, folder) if kills else begin(programs, folder, "--processes", processes)
+        until(lambda place=place: size(folder / "history.jsonl") >= place, running)
         if running.poll() is None:
-            os.killpg(running.pid, signal.SIGKILL)
+            running.kill()
             kills += 1
         running.wait()
-        command = [sys.executable, "-m", "sparsync", "resume", "--no-report", str(folder)]
     assert kills
-    done = sparsync("resume", "--no-report", folder)
+    done = go_on(programs, folder).wait()
     assert done.returncode == 0, done.stderr
     assert everything(folder, results) == everything(whole, results)
 
 
-def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, sparsync, results, uninterrupted):
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, programs, results, uninterrupted):
     folder = tmp_path / "stopped"
-    command = [sys.executable, "-m", "sparsync", *ARGUMENTS, "--processes", "2", "--save-seconds", "1000"]
-    running = subprocess.Popen(
-        [*command, "--out", str(folder)], start_new_session=True, stderr=subprocess.PIPE, text=True
-    )
-    history = folder / "history.jsonl"
-    while running.poll() is None and not (history.exists() and history.stat().st_size):
-        time.sleep(0.01)
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to all processes of the job
-    _, said = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert f"sparsync resume {folder}" in said
-    assert "Traceback" not in said
-    done = sparsync("resume", "--no-report", folder)
+    running = begin(programs, folder, "--processes", 2, "--save-seconds", 1000)
+    until(lambda: size(folder / "history.jsonl") > 0, running)
+    running.kill(signal.SIGINT)  # as a terminal does: to all processes of the job
+    said = running.wait()
+    assert said.returncode == 130
+    assert f"sparsync resume {folder}" in said.stderr
+    assert "Traceback" not in said.stderr
+    done = go_on(programs, folder).wait()
     assert done.returncode == 0, done.stderr
     assert everything(folder, results) == everything(uninterrupted[2], results)
 
 
-def test_a_run_in_progress_is_not_entered_twice(tmp_path, sparsync):
+def test_a_run_in_progress_is_not_entered_twice(tmp_path, programs):
     folder = tmp_path / "busy"
-    command = [sys.executable, "-m", "sparsync", *ARGUMENTS, "--processes", "1", "--steps", "100000"]
-    running = subprocess.Popen(
-        [*command, "--out", str(folder)], start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    running = begin(programs, folder, "--processes", 1, "--steps", 100_000)
     try:
-        while not (folder / "checkpoint").exists():
-            assert running.poll() is None
-            time.sleep(0.01)
-        done = sparsync("resume", "--no-report", folder)
+        until((folder / "checkpoint").exists, running)
+        assert running.poll() is None
+        done = go_on(programs, folder).wait()
         assert done.returncode == 2
         assert "another process is running in it" in done.stderr
     finally:
-        os.killpg(running.pid, signal.SIGKILL)
+        running.kill()
         running.wait()

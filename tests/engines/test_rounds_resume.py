@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from processes import Program
 from sparsync import Experiment, SparsyncError, compare, resume
 
 HERE = str(Path(__file__).parent)
@@ -29,25 +26,19 @@ def everything(folder: Path, results) -> dict[str, object]:
     return {"results": results(folder), "history": (folder / "history.jsonl").read_bytes(), "models": models}
 
 
-def test_killed_and_resumed(tmp_path, sparsync, results):
+def test_killed_and_resumed(tmp_path, programs, sparsync, results):
     whole, folder = tmp_path / "whole", tmp_path / "killed"
-    done = sparsync(*ARGUMENTS, "--out", whole, OMP_NUM_THREADS="1")
+    done = sparsync(*ARGUMENTS, "--out", whole)
     assert done.returncode == 0, done.stderr
     history, size = folder / "history.jsonl", (whole / "history.jsonl").stat().st_size // 2
-    running = subprocess.Popen(
-        [sys.executable, "-m", "sparsync", *ARGUMENTS, "--out", str(folder)],
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    running = Program(programs, ("-m", "sparsync", *ARGUMENTS, "--out", folder))
     while running.poll() is None and not (history.exists() and history.stat().st_size >= size):
         time.sleep(0.002)
     assert running.poll() is None, "it ended before it could be killed"
-    os.killpg(running.pid, signal.SIGKILL)
+    running.kill()
     running.wait()
     assert (folder / "checkpoint").exists()
-    done = sparsync("resume", "--no-report", folder, OMP_NUM_THREADS="1")
+    done = sparsync("resume", "--no-report", folder)
     assert done.returncode == 0, done.stderr
     assert everything(folder, results) == everything(whole, results)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from processes import GIVEN_UP
 from sparsync.engines import Action, AsyncRoundLoop, Budget, RoundLoop
 from sparsync.engines.shared import SharedMemory
 from sparsync.federated import Asynchronous, Federation, Server
@@ -20,6 +21,7 @@ from sparsync.strategies import STRATEGIES
 from sparsync.system import Profile
 from sparsync.task import Dataset, Task, from_arrays
 from sparsync.workers import Arena, Bench, Group
+from tolerance import Nudge, exactly
 
 Make = Callable[..., SimpleNamespace]
 """See `federation`."""
@@ -66,12 +68,13 @@ def federation(blobs: Dataset) -> Make:
         target: float | None = None,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        nudge: Nudge = exactly,
         **settings: Any,
     ) -> SimpleNamespace:
         task = task or Task(blobs, model)
         said = Federation(**settings)
         with _BUILDING:
-            module = task.module(seed, dtype).to(device)
+            module = nudge(task.module(seed, dtype)).to(device)
             parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
             bench = Bench(
                 Arena(module, 1, torch.device(device), dtype), task, module, parts, said.local_work(batch_size), seed
@@ -148,7 +151,7 @@ def together(tmp_path: Path) -> Callable[[int, Callable[[Group], Any]], list[Any
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=20 if not failed else 1)
+            thread.join(GIVEN_UP if not failed else 1)
         if failed:
             raise failed[0]
         assert not any(thread.is_alive() for thread in threads), "a process waits for another for ever"

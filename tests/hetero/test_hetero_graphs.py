@@ -7,12 +7,13 @@ import math
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.errors import UsageError
 from sparsync.hetero import connected, make_graph, metropolis, spectral_gap
 from sparsync.hetero.graphs import GRAPHS
+from tolerance import rounding
 
 workers = st.integers(1, 40)
 seeds = st.integers(0, 2**40)
@@ -48,7 +49,6 @@ def within_reach(graph, k):
 
 
 @given(named=named_graphs(), seed=seeds)
-@settings(deadline=None)
 def test_graphs_are_simple_and_connected(named, seed):
     name, k, degree = named
     graph = make_graph(name, k, degree=degree, seed=seed)
@@ -98,7 +98,6 @@ def test_degrees(name, k, degree):
 
 
 @given(named=named_graphs(), seed=seeds)
-@settings(deadline=None)
 def test_random_regular_graphs_are_regular_and_drawn_from_the_seed(named, seed):
     _, k, degree = named
     graphs = [make_graph("random-regular", k, degree=degree, seed=seed) for _ in range(2)]
@@ -128,11 +127,11 @@ def test_links_of_ones_own():
 
 def check_weights(graph):
     k, weights = len(graph), metropolis(graph)
-    ones = np.ones(k)
+    ones, most = np.ones(k), rounding(k)
     assert weights.shape == (k, k)
     assert (weights == weights.T).all()
-    assert weights.sum(0) == pytest.approx(ones, rel=1e-14)
-    assert weights.sum(1) == pytest.approx(ones, rel=1e-14)
+    assert weights.sum(0) == pytest.approx(ones, abs=most)
+    assert weights.sum(1) == pytest.approx(ones, abs=most)
     assert (weights >= 0).all()
     for i in range(k):
         for j in range(k):
@@ -140,18 +139,16 @@ def check_weights(graph):
                 assert weights[i, j] == 1 / (1 + max(graph.degree[i], graph.degree[j]))
             elif i != j:
                 assert weights[i, j] == 0
-    assert 0 < spectral_gap(weights) <= 1 + 1e-12  # all of them agree in the end
+    assert 0 < spectral_gap(weights) <= 1 + k * most  # all of them agree in the end
 
 
 @given(named=named_graphs(), seed=seeds)
-@settings(deadline=None)
 def test_weights_of_named_graphs(named, seed):
     name, k, degree = named
     check_weights(make_graph(name, k, degree=degree, seed=seed))
 
 
 @given(graph=any_graphs())
-@settings(deadline=None)
 def test_weights_of_any_graph(graph):
     check_weights(graph)
 
@@ -177,14 +174,14 @@ def test_what_a_graph_says_beside_its_links_is_no_weight():
 @pytest.mark.parametrize("k", [1, 2, 3, 10, 40])
 def test_gap_of_the_complete_graph(k):
     """All weights are 1 / K: one exchange is the mean."""
-    assert spectral_gap(metropolis(make_graph("complete", k))) == pytest.approx(1, abs=1e-12)
+    assert spectral_gap(metropolis(make_graph("complete", k))) == pytest.approx(1, abs=rounding(k * k))
 
 
 @pytest.mark.parametrize("k", [3, 4, 5, 10, 32, 40])
 def test_gap_of_a_ring(k):
     """Eigenvalues (1 + 2 cos(2 pi j / K)) / 3."""
     largest = max(abs(1 + 2 * math.cos(2 * math.pi * j / k)) / 3 for j in range(1, k))
-    assert spectral_gap(metropolis(make_graph("ring", k))) == pytest.approx(1 - largest, abs=1e-12)
+    assert spectral_gap(metropolis(make_graph("ring", k))) == pytest.approx(1 - largest, abs=rounding(k * k))
 
 
 def test_more_links_agree_faster():

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.errors import UsageError
@@ -36,7 +36,6 @@ def test_two_per_cent_of_jitter_do_not_change_the_coarse_plan(power):
 
 @pytest.mark.parametrize("rule", RULES)
 @given(seconds=times)
-@settings(deadline=None)
 def test_no_plan_exceeds_its_bound(rule, seconds):
     plan = make_plan(seconds, rule=rule)
     slowest = max(seconds)
@@ -47,7 +46,6 @@ def test_no_plan_exceeds_its_bound(rule, seconds):
 
 @pytest.mark.parametrize("rule", RULES)
 @given(seconds=times)
-@settings(deadline=None)
 def test_planned_work_is_within_rounding_of_what_a_device_can_do(rule, seconds):
     """Coarse: at worst 1 or 2 units at a ratio of 1.5, which is a third. Fine: 1/8 by the ticks, 1/5 by the units."""
     plan = make_plan(seconds, rule=rule)

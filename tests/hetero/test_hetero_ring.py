@@ -8,11 +8,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.errors import UsageError
 from sparsync.hetero import RingPlan, ring_mean
+from tolerance import distance, rounding
 
 
 def passed_around(vectors, weights=None):
@@ -51,7 +52,6 @@ def test_three_members_by_hand():
     assert vectors.mean(dim=0).tolist() == [0, 0, 0]
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 9), d=st.integers(0, 40), seed=st.integers(0, 99), weighted=st.booleans())
 def test_what_every_member_of_a_real_ring_holds(n, d, seed, weighted):
     vectors = some(n, d, seed=seed)
@@ -76,17 +76,18 @@ def test_many_numbers_of_every_type(dtype):
 def test_it_is_the_arithmetic_mean():
     vectors = some(7, 1001)
     exact = vectors.double()
-    assert ring_mean(vectors).double() == pytest.approx(exact.mean(dim=0), rel=1e-4, abs=1e-3)
-    assert ring_mean(exact) == pytest.approx(exact.mean(dim=0), rel=1e-12, abs=1e-12)
+    assert distance(ring_mean(vectors), exact.mean(dim=0)) <= rounding(9, float(exact.abs().max()), torch.float32)
+    most = rounding(9, float(exact.abs().max()))  # a product, sums of seven, a division
+    assert distance(ring_mean(exact), exact.mean(dim=0)) <= most
     weights = torch.tensor([1.0, 2, 3, 4, 5, 6, 7]).double()
     expected = (weights[:, None] * exact).sum(dim=0) / 28
-    assert ring_mean(exact, weights) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert distance(ring_mean(exact, weights), expected) <= most
 
 
 def test_the_mean_of_the_members_stays():
     vectors = some(4, 33, torch.float64)
     after = ring_mean(vectors).repeat(4, 1)
-    assert after.mean(dim=0) == pytest.approx(vectors.mean(dim=0), rel=1e-12, abs=1e-12)
+    assert distance(after.mean(dim=0), vectors.mean(dim=0)) <= rounding(12, float(vectors.abs().max()))
 
 
 def test_the_order_of_members_decides_the_last_bits():
@@ -140,7 +141,6 @@ def test_chunks_are_those_of_array_split(n, d):
     assert np.abs(sent - 2 * d * (n - 1) / n).max() <= 2
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 8), d=st.integers(0, 30))
 def test_following_the_plan_gives_the_ring(n, d):
     """Members who know nothing but the plan: what they hold, and what they sent."""

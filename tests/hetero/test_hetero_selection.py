@@ -8,7 +8,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -21,6 +21,7 @@ from sparsync.hetero import (
     selection_probabilities,
 )
 from sparsync.hetero import selection as module
+from tolerance import rounding
 
 DRAWS = 20_000
 OUTLIER = np.append(np.arange(2000) % 2, -1e6)  # 44 standard deviations away
@@ -87,7 +88,9 @@ def test_shift_and_scale_change_nothing(v, c, b):
 @pytest.mark.parametrize("devices", [1, 2, 3, 10, 1000])
 def test_equal_versions_are_equally_likely(value, devices):
     """Although the standard deviation of 0.1, 0.1, 0.1 is not 0 in floating point."""
-    assert selection_probabilities([value] * devices) == pytest.approx([1 / devices] * devices, rel=1e-12)
+    assert selection_probabilities([value] * devices) == pytest.approx(
+        [1 / devices] * devices, rel=rounding(devices + 9)
+    )
 
 
 def test_versions_that_differ_by_rounding_are_equal():
@@ -119,7 +122,7 @@ def test_outliers_can_be_drawn_although_their_probability_underflows():
         assert len(set(draw_members(log_p, members, rng).tolist())) == members
     order = draw_members(log_p, 2001, rng)
     assert order[-1] == 2000  # last of all
-    assert inclusion_probabilities(log_p, 2000)[-1] == pytest.approx(0, abs=1e-12)
+    assert inclusion_probabilities(log_p, 2000)[-1] == pytest.approx(0, abs=rounding(2001))
     assert inclusion_probabilities(log_p, 2001)[-1] == 1
 
 
@@ -128,7 +131,6 @@ def test_outliers_can_be_drawn_although_their_probability_underflows():
     constant=st.floats(-2000, 2000),
     data=st.data(),
 )
-@settings(deadline=None)
 def test_inclusion_is_exact_for_few_devices(weights, constant, data):
     members = data.draw(st.integers(1, len(weights)))
     p = np.array(weights) / sum(weights)

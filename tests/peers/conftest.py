@@ -19,6 +19,7 @@ from sparsync.peers import PeerState
 from sparsync.task import Dataset, Task
 from sparsync.workers import Arena, Fleet, LocalTraining
 from sparsync.workers.batches import Batches
+from tolerance import Nudge, exactly
 
 
 @pytest.fixture(scope="session")
@@ -73,10 +74,11 @@ def make_run(blobs: Dataset) -> Callable[..., SimpleNamespace]:
         dtype: torch.dtype = torch.float32,
         numbers: Sequence[int] | None = None,
         parts: Sequence[np.ndarray[Any, Any]] | None = None,
+        nudge: Nudge = exactly,
         **options: Any,
     ) -> SimpleNamespace:
         task = Task(dataset, model)
-        module = task.module(0, dtype)
+        module = nudge(task.module(0, dtype))
         fleet = Fleet(Arena(module, k, torch.device("cpu"), dtype), k, **options)
         numbers = range(k) if numbers is None else numbers
         if parts is None:

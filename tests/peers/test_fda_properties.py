@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from processes import GIVEN_UP
 from sparsync.engines.checkpoint import load_tree, save_tree
 from sparsync.engines.loop import Budget, PeerLoop
 from sparsync.engines.pace import Action
@@ -41,6 +42,7 @@ from sparsync.strategies import STRATEGIES
 from sparsync.task import Dataset, load_dataset
 from sparsync.wire import Ring, Star
 from sparsync.workers import Alone, Fleet
+from tolerance import Nudge, assert_alike, distance, rounding
 
 MONITORS = ("naive", "linear", "sketch", "exact")
 STATE_BYTES = {"naive": 4, "linear": 8, "sketch": 5004}
@@ -98,17 +100,17 @@ def test_property_01_variance_is_s1_minus_squared_mean_drift(k: int, make_fleet:
     p = torch.arange(1.0, k + 1, dtype=torch.float64)
     p /= p.sum()
     mean_drift = u.mean(0)
-    s1 = squared_norms(u).mean()
-    assert float(s1 - mean_drift.square().sum()) == pytest.approx(variance(w0 + u), rel=1e-6, abs=1e-12)
+    s1, most = squared_norms(u).mean(), rounding(50 * k, float(squared_norms(u).max()))
+    assert float(s1 - mean_drift.square().sum()) == pytest.approx(variance(w0 + u), rel=1e-6, abs=most)
     weighted = p @ squared_norms(u) - (p @ u).square().sum()
-    assert float(weighted) == pytest.approx(variance(w0 + u, p), rel=1e-6, abs=1e-12)
+    assert float(weighted) == pytest.approx(variance(w0 + u, p), rel=1e-6, abs=most)
     fleet = make_fleet(k, 50, torch.float64, samples=range(1, k + 1))
     fleet.params.copy_(w0 + u)
     for flag, weights in ((False, None), (True, p)):
         h = Exact(50).variance(fleet, w0, weighted=flag)
-        assert h == pytest.approx(variance(w0 + u, weights), rel=1e-6, abs=1e-12)
+        assert h == pytest.approx(variance(w0 + u, weights), rel=1e-6, abs=most)
         mean = fleet.mean(fleet.params, None, weighted=flag)
-        assert distance_to(mean, fleet, weighted=flag) == pytest.approx(h, rel=1e-6, abs=1e-12)
+        assert distance_to(mean, fleet, weighted=flag) == pytest.approx(h, rel=1e-6, abs=most)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -116,18 +118,18 @@ def test_property_02_naive_linear_variance_are_ordered_for_any_direction(seed: i
     u = normal(5, 40, seed=seed) + 3 * normal(40, seed=seed + 100)
     xi = normal(40, seed=seed + 200)
     naive, linear = estimate(Naive(), u), estimate(Linear(xi / xi.norm()), u)
-    assert naive >= linear >= variance(u) * (1 - 1e-12)
+    assert naive >= linear >= variance(u) - rounding(u.numel(), naive)
     assert naive > linear  # this direction says something, if little
 
 
 def test_property_02_limits_of_linear() -> None:
     u = normal(5, 40) + 3 * normal(40, seed=1)
-    mean = u.mean(0)
-    assert estimate(Linear(mean / mean.norm()), u) == pytest.approx(variance(u), rel=1e-9)
-    assert estimate(Linear(-mean / mean.norm()), u) == pytest.approx(variance(u), rel=1e-9)
+    mean, most = u.mean(0), rounding(u.numel(), estimate(Naive(), u))
+    assert estimate(Linear(mean / mean.norm()), u) == pytest.approx(variance(u), abs=most)
+    assert estimate(Linear(-mean / mean.norm()), u) == pytest.approx(variance(u), abs=most)
     across = normal(40, seed=2)
     across -= mean * (across @ mean) / (mean @ mean)
-    assert estimate(Linear(across / across.norm()), u) == pytest.approx(estimate(Naive(), u), rel=1e-12)
+    assert estimate(Linear(across / across.norm()), u) == pytest.approx(estimate(Naive(), u), abs=most)
 
 
 @pytest.mark.parametrize("layout", ["block", "count"])
@@ -230,16 +232,21 @@ def test_property_07_threshold_zero_is_parameter_averaging(
 def test_property_07_threshold_zero_with_sgd_is_one_big_batch(make_run: MakeRun, train: Train) -> None:
     options: dict[str, Any] = {"dtype": torch.float64, "optimizer": "sgd:lr=0.1"}
     fda = make_run(FDA(threshold=0, monitor="naive"), **options)
-    module = fda.task.module(0, torch.float64)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    for step, params in enumerate(train(fda, 20)):
-        indices = np.concatenate([worker.batches[step] for worker in fda.training.workers])
-        x, y = fda.task.dataset.train.batch(indices, torch.float64)
-        optimizer.zero_grad()
-        fda.task.loss(module(x), y).backward()
-        optimizer.step()
-        flat = nn.utils.parameters_to_vector(module.parameters())
-        assert torch.allclose(params, flat.expand_as(params), rtol=0, atol=1e-12)
+    seen = train(fda, 20)
+
+    def one_big_batch(nudge: Nudge) -> list[Tensor]:
+        module, own = nudge(fda.task.module(0, torch.float64)), []
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for step in range(20):
+            indices = np.concatenate([worker.batches[step] for worker in fda.training.workers])
+            x, y = fda.task.dataset.train.batch(indices, torch.float64)
+            optimizer.zero_grad()
+            fda.task.loss(module(x), y).backward()
+            optimizer.step()
+            own.append(nn.utils.parameters_to_vector(module.parameters()).detach().expand(4, -1))
+        return own
+
+    assert_alike(seen, one_big_batch)
 
 
 @pytest.mark.parametrize("monitor", ["naive", "linear", "sketch"])
@@ -535,7 +542,7 @@ def test_property_18_both_kernels_equal_the_definition(d: int, dtype: torch.dtyp
     for seed in range(3):  # more than once: the block kernel keeps a buffer
         v = normal(d, seed=seed, dtype=dtype)
         expected = by_definition(v, buckets, signs, width)
-        tolerance = {torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+        tolerance = rounding(d, float(v.abs().sum()), dtype)
         for kernel in (matrix, blocks):
             assert kernel(v).shape == (depth, width)
             assert kernel(v).dtype == dtype
@@ -562,7 +569,7 @@ def test_property_18_kernels_draw_the_same_hash(d: int, monkeypatch: pytest.Monk
     monkeypatch.setattr("sparsync.sketch._MATRIX_LIMIT", 0)
     large = Sketch(d, 5, 250, generator(3, "sketch"), dtype=v.dtype)
     assert {type(small._apply), type(large._apply)} == {_Matrix, _Blocks}
-    assert torch.allclose(small(v), large(v), rtol=0, atol=1e-12)
+    assert distance(small(v), large(v)) <= rounding(d, float(v.abs().sum(1).max()))
     assert torch.equal(large(v), large(v))
 
 
@@ -694,7 +701,7 @@ def test_trap_08_norms_are_accumulated_in_float64() -> None:
     u = (1e4 * normal(3, 30_000) + 3e4).float()
     assert squared_norms(u).dtype == torch.float64
     exact = [math.fsum(float(x) ** 2 for x in row) for row in u]
-    assert squared_norms(u).tolist() == pytest.approx(exact, rel=1e-13)
+    assert squared_norms(u).tolist() == pytest.approx(exact, rel=rounding(30_000))
 
 
 def test_trap_08_dot_products_are_accumulated_in_float64() -> None:
@@ -702,7 +709,8 @@ def test_trap_08_dot_products_are_accumulated_in_float64() -> None:
     u, xi = normal(3, 100_000).float() + 1, normal(100_000, seed=1).float() + 1
     xi /= xi.norm()
     exact = [math.fsum(float(a) * float(b) for a, b in zip(row.tolist(), xi.tolist(), strict=True)) for row in u]
-    assert Linear(xi).state(u)[:, 1].tolist() == pytest.approx(exact, rel=1e-12)
+    most = rounding(100_000, float((u * xi).abs().sum(1).max()))
+    assert Linear(xi).state(u)[:, 1].tolist() == pytest.approx(exact, rel=0, abs=most)
 
 
 def test_trap_08_exact_does_not_cancel(make_fleet: MakeFleet) -> None:
@@ -723,9 +731,9 @@ class Together:
 
     def _all(self, mine: Any) -> list[Any]:
         self._desk[self.rank] = mine
-        self._barrier.wait(30)
+        self._barrier.wait(GIVEN_UP)
         seen = list(self._desk)
-        self._barrier.wait(30)
+        self._barrier.wait(GIVEN_UP)
         return seen
 
     def mean(self, total: Tensor, divisor: float, topology: Any, codec: Any) -> Tensor:
@@ -739,7 +747,7 @@ class Together:
         return int(min(self._all(value)))
 
     def barrier(self) -> None:
-        self._barrier.wait(30)
+        self._barrier.wait(GIVEN_UP)
 
 
 @pytest.mark.parametrize("monitor", MONITORS)
@@ -769,7 +777,8 @@ def test_trap_12_all_processes_take_the_same_branch(
         assert notes == parts[0][1]
     for ours, theirs in zip(journal, parts[0][1], strict=True):
         assert theirs["estimate"] == pytest.approx(ours["estimate"], rel=1e-9)
-    assert torch.allclose(torch.cat([part[2] for part in parts]), params, rtol=0, atol=1e-12)
+    most = rounding(30 * 6, float(moves.abs().sum(0).max()))  # thirty moves, and means of six
+    assert distance(torch.cat([part[2] for part in parts]), params) <= most
 
 
 def test_trap_13_even_depth_is_refused() -> None:

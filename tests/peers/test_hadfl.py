@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from processes import GIVEN_UP
 from sparsync.attaching import attach
 from sparsync.cli import main
 from sparsync.comparison import compare, resume
@@ -36,6 +37,7 @@ from sparsync.task import Task
 from sparsync.wire import Star
 from sparsync.workers import Fleet, LocalTraining
 from sparsync.workers.batches import Batches
+from tolerance import Nudge, assert_alike, distance, exactly, rounding
 
 MakeFleet = Callable[..., Fleet]
 MakeRun = Callable[..., SimpleNamespace]
@@ -114,7 +116,7 @@ def test_p2_nobody_idles_with_exact_ratios(power: str, rule: Any, units: list[in
     clock, each = made.fleet.clock, np.array(units)
     assert [note["units"] for note in notes] == [units] * 5
     assert made.state.coordinator.versions.tolist() == (5 * 2 * 3 * each).tolist()  # H_k = T_sync E_k U
-    assert clock.spent["compute"] / clock.times == pytest.approx(np.ones(4), rel=1e-12)
+    assert clock.spent["compute"] / clock.times == pytest.approx(np.ones(4), rel=rounding(5 * 2 * 3 * 4))
     assert clock.times == pytest.approx(np.full(4, 5 * 2 * 3 * max(clock.system.step_seconds * each)))
 
 
@@ -166,11 +168,16 @@ def test_p6_one_step_per_cycle_is_data_parallel_training(
     optimizer: str, same: int, make_run: MakeRun, train: Train
 ) -> None:
     """By linearity; so not with Adam."""
-    ours, theirs = (
-        train(make_run(strategy, optimizer=optimizer, dtype=torch.float64, profile=profile(None)), 30)[-1]
-        for strategy in (HADFL(members=4, unit=1, warmup=0), Synchronous(average="gradients"))
-    )
-    assert torch.allclose(ours, theirs, rtol=0, atol=1e-13) == same
+
+    def trained(strategy: Any, nudge: Nudge = exactly) -> Tensor:
+        options: dict[str, Any] = {"optimizer": optimizer, "dtype": torch.float64, "profile": profile(None)}
+        return train(make_run(strategy, nudge=nudge, **options), 30)[-1]
+
+    ours, lock_step = trained(HADFL(members=4, unit=1, warmup=0)), Synchronous(average="gradients")
+    if same:
+        assert_alike(ours, lambda nudge: trained(lock_step, nudge))
+    else:
+        assert distance(ours, trained(lock_step)) > 1e-4
 
 
 @pytest.mark.parametrize("mixing", [0.0, 0.25, 0.5, 1.0])
@@ -179,18 +186,19 @@ def test_p7_ring_and_merge_by_hand(mixing: float, make_fleet: MakeFleet) -> None
     made = by_hand(fleet, members=2, mixing=mixing)
     for cycle in range(1, 5):
         before = normal(4, 9, seed=cycle)
+        most = rounding(4, float(before.abs().max()))  # two products, their sum, and a division
         fleet.params.copy_(before)
         note = cycles(made, cycle)[-1]
         mean = made.state.model(fleet).params
         members, others = note["ring"], sorted({0, 1, 2, 3} - set(note["ring"]))
         assert len(set(members)) == 2
         assert note["broadcaster"] in members
-        assert torch.allclose(mean, before[members].mean(0), rtol=0, atol=1e-15)
+        assert distance(mean, before[members].mean(0)) <= most
         assert all(torch.equal(fleet.params[one], mean) for one in members)
         assert torch.equal(fleet.params[others], before[others])  # not yet
         next_exchange(fleet, made.state)  # they arrive at once
         assert made.state.coordinator.cycle == cycle
-        assert torch.allclose(fleet.params[others], (1 - mixing) * before[others] + mixing * mean, rtol=0, atol=1e-15)
+        assert distance(fleet.params[others], (1 - mixing) * before[others] + mixing * mean) <= most
         if mixing in (0, 1):
             assert torch.equal(fleet.params[others], before[others] if mixing == 0 else mean.expand(2, -1))
         assert all(torch.equal(fleet.params[one], mean) for one in members)
@@ -541,7 +549,8 @@ def test_weights_by_samples(make_fleet: MakeFleet) -> None:
         note = cycles(by_hand(fleet, weights="samples"), 1)[-1]
         p = np.array([1.0, 3.0, 50.0])[note["ring"]]
         expected = torch.from_numpy(p / p.sum()) @ start[note["ring"]]
-        assert torch.allclose(fleet.params[note["ring"][0]], expected, rtol=0, atol=1e-14)
+        most = rounding(8, float(start.abs().max()))
+        assert distance(fleet.params[note["ring"][0]], expected) <= most
     with pytest.raises(UsageError, match="does not know its workers' samples; use weights 'uniform'"):
         cycles(by_hand(make_fleet(3, 5, profile=profile(None)), weights="samples"), 1)
 
@@ -661,9 +670,9 @@ class Together:
 
     def mean(self, total: Tensor, divisor: float, topology: Any, codec: Any) -> Tensor:
         self._desk[self.rank] = total.clone()
-        self._barrier.wait(60)
+        self._barrier.wait(GIVEN_UP)
         mean: Tensor = sum(self._desk) / divisor
-        self._barrier.wait(60)
+        self._barrier.wait(GIVEN_UP)
         return mean
 
 
@@ -673,10 +682,11 @@ def test_shared_by_processes(size: int, make_run: MakeRun) -> None:
 
     building = threading.Lock()  # models are tried out with torch's global generator, which all threads share
 
-    def process(group: Any | None) -> SimpleNamespace:
+    def process(group: Any | None, nudge: Nudge = exactly) -> SimpleNamespace:
         rows = range(4) if group is None else range(4 * group.rank // size, 4 * (group.rank + 1) // size)
         with building:
-            made = make_run(LocalSGD(period=1), len(rows), numbers=rows, model=with_batchnorm, dtype=torch.float64)
+            said: dict[str, Any] = {"numbers": rows, "model": with_batchnorm, "dtype": torch.float64, "nudge": nudge}
+            made = make_run(LocalSGD(period=1), len(rows), **said)
             fleet = Fleet(made.fleet.arena, 4, group=group, profile=profile(**RUGGED))
             task = Task(made.task.dataset, with_batchnorm)
             parts = np.array_split(np.arange(180), 4)
@@ -693,7 +703,7 @@ def test_shared_by_processes(size: int, make_run: MakeRun) -> None:
     assert all(part.notes == alone.notes for part in parts)
     means = [part.state.model(part.fleet).params for part in parts]
     assert all(torch.equal(mean, means[0]) for mean in means)
-    assert torch.allclose(torch.cat([part.fleet.params for part in parts]), alone.fleet.params, rtol=0, atol=1e-12)
+    assert_alike(torch.cat([part.fleet.params for part in parts]), lambda nudge: process(None, nudge).fleet.params)
     assert all(part.fleet.ledger.moved == alone.fleet.ledger.moved for part in parts)
     assert all((part.fleet.clock.times == alone.fleet.clock.times).all() for part in parts)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparsync.errors import UsageError
 from sparsync.sparsity import ActivationPruning, Rule, prunable_names, reparametrize, top_k_mask
 from sparsync.task.models import resnet8
+from tolerance import distance, rounding
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
@@ -75,7 +76,8 @@ def test_p6_only_the_weight_gradient_differs_and_comes_from_the_sparse_input(kin
     assert torch.equal(found[0], y)
     assert torch.equal(found[2], by_input)
     assert not torch.allclose(found[1]["weight"], dense["weight"])
-    torch.testing.assert_close(found[1]["weight"], expected["weight"], rtol=1e-12, atol=1e-12)
+    most = rounding(y.numel(), float(dense["weight"].abs().max()))  # sums over all outputs
+    assert distance(found[1]["weight"], expected["weight"]) <= most
     if layer.bias is not None:
         assert torch.equal(found[1]["bias"], dense["bias"])
     assert torch.equal(gradients(layer, x)[1]["weight"], dense["weight"])  # removed

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.errors import UsageError
@@ -41,7 +41,6 @@ def test_resnet18_with_shortcuts():
     assert 0 <= 0.5 * view.numel - sum(counts(view.shapes, densities)) <= len(view.shapes)
 
 
-@settings(max_examples=100, deadline=None)
 @given(shapes=SHAPES, density=st.floats(0, 1), power=st.sampled_from([0.0, 0.5, 1.0, 2.0]))
 def test_any_network(shapes, density, power):
     densities = erk(shapes, density, power)

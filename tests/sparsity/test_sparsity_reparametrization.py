@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
@@ -27,6 +27,7 @@ from sparsync.sparsity import (
     truncated_normal_,
 )
 from sparsync.task.models import resnet8
+from tolerance import rounding
 
 BETAS = [1.05, 1.125, 1.15, 1.25, 1.375, 1.5, 2.0, 2.25, 3.0, 4.0]
 FLOATS = st.floats(-1e6, 1e6, width=32)
@@ -54,13 +55,13 @@ def test_p1_and_p2_by_hand():
 def test_close_to_the_exact_values_and_to_pow(beta):
     omega = torch.randn(20_000, generator=generator()) * torch.logspace(-6, 2, 20_000)
     exact = omega.double().abs().pow(beta).copysign(omega.double())
+    few = rounding(16, dtype=torch.float32)  # a logarithm, a product and an exponential on either side
     assert ulps(power(omega, beta), exact) < 3
     assert ulps(power_gradient(omega, beta), beta * omega.double().abs().pow(beta - 1)) < 3
-    torch.testing.assert_close(power(omega, beta), omega.abs().pow(beta).copysign(omega), rtol=1e-6, atol=0)
-    torch.testing.assert_close(inverse_power(power(omega, beta), beta), omega, rtol=2e-6, atol=0)
+    torch.testing.assert_close(power(omega, beta), omega.abs().pow(beta).copysign(omega), rtol=few, atol=0)
+    torch.testing.assert_close(inverse_power(power(omega, beta), beta), omega, rtol=2 * few, atol=0)
 
 
-@settings(max_examples=100, deadline=None)
 @given(a=FLOATS, b=FLOATS, beta=st.sampled_from(BETAS))
 def test_odd_and_monotone(a, b, beta):
     low, high = sorted((a, b))
@@ -93,7 +94,7 @@ def test_autograd(beta):
     omega = torch.tensor([0.3, -1.2, 0.01, -0.7], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: power(x, beta), omega)
     power(omega, beta).backward(torch.full((4,), 3.0, dtype=torch.float64))
-    assert torch.allclose(omega.grad, 3 * power_gradient(omega, beta), rtol=1e-14, atol=0)
+    assert torch.allclose(omega.grad, 3 * power_gradient(omega, beta), rtol=rounding(32), atol=0)
     assert not power_gradient(omega, beta).requires_grad
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sparsync.errors import UsageError
 from sparsync.sparsity import Constant, CosineDrop, Cubic, Staircase
+from tolerance import rounding
 
 ROUNDS = st.integers(1, 300)
 
@@ -16,7 +17,7 @@ ROUNDS = st.integers(1, 300)
     ("t", "sparsity"), [(0, 0.5), (100, 0.6084), (250, 0.73125), (500, 0.85), (750, 0.89375), (900, 0.8996)]
 )
 def test_cubic(t, sparsity):
-    assert Cubic(0.5, 0.9, 1000)(t) == pytest.approx(sparsity, abs=1e-12)
+    assert Cubic(0.5, 0.9, 1000)(t) == pytest.approx(sparsity, abs=rounding(8))
 
 
 @given(initial=st.floats(0, 1), final=st.floats(0, 1), rounds=ROUNDS)

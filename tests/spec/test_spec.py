@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -48,7 +48,6 @@ def test_bad_specs(text: str, says: str) -> None:
     assert says in str(caught.value)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="ab:=,() \n", max_size=15) | st.text(max_size=15))
 def test_any_text_is_a_spec_or_a_usage_error(text: str) -> None:
     try:

@@ -19,6 +19,7 @@ from sparsync.system import Profile
 from sparsync.task import Dataset, Task
 from sparsync.workers import Arena
 from sparsync.workers.group import Alone
+from tolerance import Nudge, exactly
 
 Make = Callable[..., SimpleNamespace]
 """See `make_split`."""
@@ -62,10 +63,11 @@ def make_split(blobs: Dataset) -> Make:
         profile: Profile | None = None,
         profile_batch: int = 32,
         target: float | None = None,
+        nudge: Nudge = exactly,
         **settings: Any,
     ) -> SimpleNamespace:
         task = task or Task(blobs, model)
-        module = task.module(seed, dtype)
+        module = nudge(task.module(seed, dtype))
         said = Split(**{"batch_size": 8, "epochs": 2, **settings})
         cut = split_at(module, said.cut or default_cut(module), bottom_norm=said.bottom_norm)
         first = copy.deepcopy(module)
@@ -125,9 +127,12 @@ def by_hand() -> Callable[..., dict[str, Tensor]]:
     """Train a model in one place, in plain torch, on the samples that a split training used, step by step."""
 
     def train(
-        made: SimpleNamespace, optimizer: Callable[..., torch.optim.Optimizer], **options: Any
+        made: SimpleNamespace,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        nudge: Nudge = exactly,
+        **options: Any,
     ) -> dict[str, Tensor]:
-        model = copy.deepcopy(made.first)
+        model = nudge(copy.deepcopy(made.first))
         dtype = next(model.parameters()).dtype
         stepper = optimizer(model.parameters(), **options)
         for contributions in made.used:
@@ -139,14 +144,3 @@ def by_hand() -> Callable[..., dict[str, Tensor]]:
         return dict(model.state_dict())
 
     return train
-
-
-@pytest.fixture(scope="session")
-def apart() -> Callable[[dict[str, Tensor], dict[str, Tensor]], float]:
-    """Largest difference between two models, whose tensors are called alike."""
-
-    def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-        assert one.keys() == other.keys()
-        return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
-
-    return distance

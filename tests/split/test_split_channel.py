@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,7 +16,6 @@ from sparsync.wire.parcel import PARCEL
 
 TEXTS = [None, "float32", "bf16", "q8", "q4(block=7)", "topk(0.25)", "topk(0.5)+q8", "sparse", "q8(stochastic)"]
 WIDTHS = {2: 1, 10: 1, 256: 1, 257: 2, 1000: 2, 32768: 2, 32769: 8, 40000: 8}  # classes, and bytes of a label
-CALM = settings(deadline=None, max_examples=40)
 
 texts = st.sampled_from(TEXTS)
 classes = st.sampled_from([10, 1000, 40000])
@@ -42,7 +41,6 @@ def rng(i: int) -> np.random.Generator:
 
 
 @given(st.integers(0, 99), st.integers(1, 6), st.sampled_from([(), (3,), (2, 3, 1)]), classes, dtypes)
-@CALM
 def test_without_a_chain_everything_arrives_as_it_was(seed, samples, shape, among, dtype):
     channel = Channel("activation", None, among)
     x, labels = numbers(seed, (samples, *shape), dtype), labels_of(seed, samples, among)
@@ -59,7 +57,6 @@ def test_without_a_chain_everything_arrives_as_it_was(seed, samples, shape, amon
 
 
 @given(st.integers(0, 99), st.integers(1, 5), classes, dtypes)
-@CALM
 def test_what_a_codec_loses_is_lost(seed, samples, among, dtype):
     x, labels = numbers(seed, (samples, 8), dtype), labels_of(seed, samples, among)
 
@@ -97,7 +94,6 @@ def test_labels_take_as_few_bytes_as_there_are_classes(among, width):
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), texts, classes, dtypes, st.booleans())
-@CALM
 def test_carry_books_the_length_of_real_messages_and_delivers_their_content(sizes, text, among, dtype, told):
     channel = Channel("activation", channel_chain(text), among)
     total = sum(sizes)
@@ -232,7 +228,6 @@ def test_negative_labels(among, dtype):
 
 
 @given(st.sampled_from(TEXTS), st.data())
-@settings(deadline=None, max_examples=150)
 def test_whatever_the_bytes_are(text, data):
     """A section bent, or the whole body, under a header and table that hold."""
     channel = Channel("activation", channel_chain(text), 10)

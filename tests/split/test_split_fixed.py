@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.split.fixed import fls, fpls
@@ -44,7 +44,6 @@ def test_half_is_rounded_to_even_and_lifted_to_one(batch_size, each):
 
 
 @given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=10), data=st.data())
-@settings(deadline=None)
 def test_both_are_the_pseudocode(counts, data):
     batch_size = data.draw(st.integers(1, sum(counts)))
     equal = [max(1, round(batch_size / len(counts)))] * len(counts)

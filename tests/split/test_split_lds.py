@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.errors import UsageError
@@ -17,7 +17,9 @@ from sparsync.split.schedule import deviations
 from sparsync.split.ugs import ugs
 from sparsync.task.partitions import counts as class_counts
 from sparsync.task.partitions import partition
+from tolerance import rounding
 
+FEW = rounding(64)  # sums and products of a few numbers up to 1, some iterations of them
 SMALL = np.array([[9, 0, 0], [3, 2, 0], [0, 1, 3], [0, 0, 2]])  # 4 clients, 3 classes
 SLOW_LAST = [1.0, 1.0, 2.0, 5.0]
 
@@ -38,7 +40,7 @@ def test_the_dirichlet_varies_as_samples_without_replacement():
     assert alpha / alpha_0 == pytest.approx(shares)
     dirichlet = shares * (1 - shares) / (alpha_0 + 1)
     hypergeometric = shares * (1 - shares) / size * (100 - size) / 99
-    assert dirichlet == pytest.approx(hypergeometric, rel=1e-12)
+    assert dirichlet == pytest.approx(hypergeometric, rel=FEW)
 
 
 def test_the_prior_by_hand():
@@ -46,7 +48,7 @@ def test_the_prior_by_hand():
     assert lds_prior([1, 3]) == pytest.approx([0.5, 1.5])
     assert lds_prior([1, 3], concentration=2.0) == pytest.approx([1, 3])
     assert lds_prior([1, 3], offset=1.0) == pytest.approx([1.5, 2.5])
-    assert lds_prior([1, 3], floor=1 + 1e-6) == pytest.approx([1 + 1e-6, 1.5], rel=1e-12)
+    assert lds_prior([1, 3], floor=1 + 1e-6) == pytest.approx([1 + 1e-6, 1.5], rel=FEW)
     tilted = lds_prior([1, 3], strength=0.5, delays=[1, 3])
     assert tilted == pytest.approx([0.5 * math.exp(-0.5), 1.5 * math.exp(0.5)])
     assert lds_prior([1, 3], strength=0.5, delays=[1, 3], offset=1.0) == pytest.approx(tilted + 1)
@@ -83,8 +85,8 @@ def fit(labels, beta, alpha, start=None, active=None, **options):
 def test_disjoint_classes():
     """Every label has one possible owner: pi_k = (S_k + alpha_k - 1) / (S + alpha_0 - K)."""
     beta = [[0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-    assert fit([3, 4, 2, 1], beta, [2, 3, 1.5]) == pytest.approx(np.array([8, 4, 1.5]) / 13.5, abs=1e-12)
-    assert fit([3, 4, 2, 1], beta, [2, 3, 1.5], estimate="mle") == pytest.approx([0.7, 0.2, 0.1], abs=1e-12)
+    assert fit([3, 4, 2, 1], beta, [2, 3, 1.5]) == pytest.approx(np.array([8, 4, 1.5]) / 13.5, abs=FEW)
+    assert fit([3, 4, 2, 1], beta, [2, 3, 1.5], estimate="mle") == pytest.approx([0.7, 0.2, 0.1], abs=FEW)
 
 
 @pytest.mark.parametrize("law", [[0.2, 0.3, 0.5], [1.0]])
@@ -95,7 +97,7 @@ def test_equal_clients_or_one_class(law):
     pi = fit(labels, [law] * 4, alpha)  # contracts by 40 / (40 + 51) per iteration: within tol of the limit
     assert pi == pytest.approx(np.array([1, 20, 30, 0]) / 51, abs=1e-5)
     start = np.array([0.1, 0.2, 0.3, 0.4])
-    assert fit(labels, [law] * 4, alpha, start, estimate="mle") == pytest.approx(start, abs=1e-12)
+    assert fit(labels, [law] * 4, alpha, start, estimate="mle") == pytest.approx(start, abs=FEW)
 
 
 def test_as_many_classes_as_clients():
@@ -125,7 +127,6 @@ def problems(draw):
     return source.integers(0, 30, classes), table / table.sum(axis=1, keepdims=True), alpha, active, source
 
 
-@settings(max_examples=100, deadline=None)
 @given(problems())
 def test_em_never_decreases_and_stays_in_the_simplex(problem):
     labels, beta, alpha, active, source = problem
@@ -212,7 +213,6 @@ def test_drawing_ahead_is_the_pseudo_code(exact_limit):
     assert (np.abs(first.mean(axis=0) - second.mean(axis=0)) < 4.5 * error).all()
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     clients=st.integers(1, 8),
@@ -289,7 +289,7 @@ def test_reinit_begins_from_the_shares(reinit, monkeypatch):
     lds(counts, 4, rng(), histograms=SMALL, delays=SLOW_LAST, strength=0.5, reinit=reinit)
     assert len(fits) > 2
     for (_, _, pi), (start, _, _) in itertools.pairwise(fits):
-        assert start == pytest.approx(counts / 20 if reinit else pi, rel=1e-12)
+        assert start == pytest.approx(counts / 20 if reinit else pi, rel=FEW)
 
 
 def watch(monkeypatch):
@@ -335,6 +335,7 @@ def test_the_exact_limit_has_the_law_of_ugs():
     assert chi_squares()[0] > threshold  # the default draws rows with replacement
 
 
+@pytest.mark.slow
 def test_moments_of_the_exact_limit():
     counts, batch, epochs, source = np.array([300, 200, 100]), 120, 1500, rng(3)
     options = {"histograms": counts[:, None], "concentration": 1e12}

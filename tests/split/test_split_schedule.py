@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.sparse import csr_array
@@ -15,6 +15,7 @@ from sparsync.errors import UsageError
 from sparsync.split.fixed import fls, fpls
 from sparsync.split.schedule import balanced, check, deviations, expected_deviation, from_owners, serfling
 from sparsync.split.ugs import ugs
+from tolerance import rounding
 
 SAMPLERS = [fls, fpls, ugs]
 TENTHS = np.full(10, 0.1)
@@ -40,7 +41,6 @@ def assert_canonical(schedule: csr_array) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @given(problem=problems(), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=100)
 def test_an_epoch_uses_every_sample_once_and_no_batch_is_empty(sampler, problem, seed):
     counts, batch_size = problem
     schedule = sampler(counts, batch_size, np.random.default_rng(seed))
@@ -166,7 +166,9 @@ def test_deviations_are_bounded_and_do_not_depend_on_a_batch_s_size(table):
     found = deviations(table, q)
     assert found.shape == (len(table),)
     assert np.all((found >= 0) & (found < 2))
-    assert deviations(np.multiply(table, 7), q) == pytest.approx(found, abs=1e-12)
+    assert deviations(np.multiply(table, 7), q) == pytest.approx(
+        found, abs=rounding(12, 2)
+    )  # of shares that sum up to 2
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_expected_deviation():
 
 
 def test_serfling_bounds_the_exact_probability():
-    assert serfling(0.1, 128, 50_000) == pytest.approx(2 * math.exp(-2.56 / (1 - 127 / 50_000)), rel=1e-12)
+    assert serfling(0.1, 128, 50_000) == pytest.approx(2 * math.exp(-2.56 / (1 - 127 / 50_000)), rel=rounding(12))
     assert serfling(0.01, 128, 50_000) == 1  # says nothing
     for batch_size, total in ((10, 50), (40, 50), (50, 50), (60, 1000)):
         n = np.arange(batch_size + 1)

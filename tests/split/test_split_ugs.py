@@ -10,7 +10,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -44,7 +44,6 @@ def labels_per_step(schedule, parts, rng) -> np.ndarray:
 
 
 @given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=12), data=st.data())
-@settings(deadline=None)
 def test_p2_sizes_differ_by_at_most_one(counts, data):
     total = sum(counts)
     batch_size = data.draw(st.integers(1, total))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.engines.checkpoint import load_tree, save_tree
@@ -271,7 +271,6 @@ def happenings(draw: Callable[..., Any]) -> tuple[Clock, list[Callable[[Clock], 
     return clock, [event() for _ in range(draw(st.integers(1, 12)))]
 
 
-@settings(max_examples=80, deadline=None)
 @given(happenings())
 def test_time_never_runs_backwards_and_is_what_has_been_spent(
     made: tuple[Clock, list[Callable[[Clock], object]]],
@@ -285,7 +284,6 @@ def test_time_never_runs_backwards_and_is_what_has_been_spent(
         assert sum(clock.spent.values()) == pytest.approx(clock.times, rel=1e-9)
 
 
-@settings(max_examples=80, deadline=None)
 @given(happenings())
 def test_the_pieces_of_a_worker_follow_one_another_and_are_all_of_its_time(
     made: tuple[Clock, list[Callable[[Clock], object]]],
@@ -306,7 +304,6 @@ def test_the_pieces_of_a_worker_follow_one_another_and_are_all_of_its_time(
             assert length == pytest.approx(clock.spent[name][worker], rel=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
 @given(happenings(), st.integers(0, 12))
 def test_state_goes_round_at_any_moment(
     tmp_path_factory: pytest.TempPathFactory, made: tuple[Clock, list[Callable[[Clock], object]]], at: int
@@ -330,7 +327,6 @@ def test_state_goes_round_at_any_moment(
     assert other.timeline.finish() == clock.timeline.finish()
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), st.lists(st.tuples(st.integers(0, 9), st.integers(0, 10**6)), max_size=9))
 def test_equal_devices_and_free_links_but_count_steps(workers: int, events: list[tuple[int, int]]) -> None:
     clock = Clock(System.of(Profile(step_seconds=1, bandwidth=math.inf, latency=0), workers))

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.system import Outage, Profile, System
@@ -67,7 +67,6 @@ def test_a_known_outage_may_begin_within_a_drawn_one() -> None:
     assert both.at(gone) == back + 1
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 50), st.lists(st.floats(0, 1000), min_size=1, max_size=20), st.randoms())
 def test_drawn_outages_do_not_depend_on_the_order_of_questions(seed: int, moments: list[float], random) -> None:
     def answers(order: list[float]) -> dict[float, tuple[float | None, float]]:

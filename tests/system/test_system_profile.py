@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.errors import UsageError
@@ -75,7 +75,6 @@ def test_none_is_not_given() -> None:
     assert Profile(preset="phones-4g", mean_up=None) == Profile(preset="phones-4g")
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.fixed_dictionaries(
         {},

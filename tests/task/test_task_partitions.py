@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sparsync.errors import UsageError
@@ -27,7 +27,6 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, int]:
 
 @pytest.mark.parametrize("name", sorted(PARTITIONS.entries))
 @given(problem=problems(), seed=st.integers(0, 1000))
-@settings(deadline=None, max_examples=40)
 def test_every_index_exactly_once_and_nobody_empty(name: str, problem: tuple[np.ndarray, int], seed: int) -> None:
     labels, workers = problem
     spec = f"label-first:label={labels[0]}" if name == "label-first" else name
@@ -108,7 +107,6 @@ def test_balanced_dirichlet_skew_follows_alpha() -> None:
 
 
 @given(workers=st.integers(5, 30), classes=st.integers(2, 10), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=40)
 def test_pathological_holds_exactly_its_classes(workers: int, classes: int, seed: int) -> None:
     table = counts(partition(f"pathological:classes={classes}", TEN, workers, seed), TEN, 10)
     assert (np.count_nonzero(table, axis=1) == classes).all()
@@ -120,7 +118,6 @@ def test_pathological_holds_exactly_its_classes(workers: int, classes: int, seed
 
 
 @given(workers=st.integers(5, 30), classes=st.integers(2, 10), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=40)
 def test_extended_dirichlet_holds_at_most_its_classes(workers: int, classes: int, seed: int) -> None:
     table = counts(partition(f"extended-dirichlet:classes={classes},alpha=0.1", TEN, workers, seed), TEN, 10)
     held = np.count_nonzero(table, axis=1)

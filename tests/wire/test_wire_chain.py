@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -70,7 +70,6 @@ def test_layout_by_hand() -> None:
 
 
 @pytest.mark.parametrize("text", CHAINS)
-@settings(max_examples=60, deadline=None)
 @given(x=vectors)
 def test_goes_round(text: str, x: Tensor) -> None:
     chain = parse_chain(text)
@@ -93,7 +92,6 @@ def test_lossless(text: str, lossless: bool) -> None:
     assert parse_chain(text).lossless == lossless
 
 
-@settings(max_examples=60, deadline=None)
 @given(vectors)
 def test_half_precision_is_torchs(x: Tensor) -> None:
     for text, dtype in (("float16", torch.float16), ("sparse+bf16", torch.bfloat16)):
@@ -101,7 +99,6 @@ def test_half_precision_is_torchs(x: Tensor) -> None:
         assert torch.equal(chain.decode(chain.encode(x), len(x)), x.to(dtype).float())
 
 
-@settings(max_examples=60, deadline=None)
 @given(vectors, st.sampled_from([8, 4, 2]))
 def test_quantisation_errs_by_half_a_scale(x: Tensor, bits: int) -> None:
     chain = parse_chain(f"sparse+q{bits}")
@@ -173,7 +170,6 @@ def test_decoded_memory_is_writable_and_its_own() -> None:
         assert x.sum() == 8
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, math.inf, math.nan]), max_size=30), st.integers(1, 30))
 def test_largest_are_those_of_a_stable_sort(numbers: list[float], count: int) -> None:
     count = min(count, len(numbers))

@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -35,7 +35,6 @@ def test_by_hand() -> None:
     assert Dense("float64").encode(x)[HEADER_BYTES:] == np.array([1.0, -2.5], "<f8").tobytes()
 
 
-@settings(max_examples=120, deadline=None)
 @given(st.sampled_from(PRECISIONS), st.lists(anything, min_size=1, max_size=20), st.booleans())
 def test_round_is_what_the_receiver_holds(precision: Precision, numbers: list[float], double: bool) -> None:
     codec = Dense(precision)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.errors import UsageError
@@ -13,7 +13,6 @@ values = st.sampled_from(["float32", "bfloat16", "float16"]).map(Dense) | st.bui
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(supports, values, st.booleans())
 def test_text_goes_round(supports: tuple[TopK | NonZero, ...], values: Dense | Quantised, feedback: bool) -> None:
     chain = Chain(supports, values)
@@ -86,7 +85,6 @@ def test_bad_chains(text: str, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.text("topksarefqbicl0123456789.()+=, ", max_size=30))
 def test_any_text_is_a_chain_or_a_usage_error(text: str) -> None:
     try:

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.errors import PayloadError, UsageError
@@ -72,7 +72,6 @@ def test_none_and_all_set(numel: int, code: str | None) -> None:
             assert len(side) == 1
 
 
-@settings(max_examples=200, deadline=None)
 @given(masks)
 def test_every_code_goes_round_and_the_shortest_is_taken(mask: Mask) -> None:
     positions = np.flatnonzero(mask)
@@ -132,7 +131,6 @@ def test_layers_of_different_density_are_worth_a_parameter_per_block(monkeypatch
     assert adapted < 0.9 * sizes(positions, 200_000)["rice"]
 
 
-@settings(max_examples=60, deadline=None)
 @given(masks)
 def test_rice_parameters_are_the_best_there_are(mask: Mask) -> None:
     gaps = gaps_of(np.flatnonzero(mask))

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.errors import PayloadError, UsageError
@@ -41,7 +41,6 @@ def test_ties_go_to_the_even_integer() -> None:
     assert Quantised(4).decode_body(Quantised(4).encode_body(x), 6).tolist() == [7, 0, 2, 2, 0, -2]
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     st.sampled_from(BITS),
     st.none() | st.integers(1, 9),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.wire import HEADER_BYTES, TOPOLOGIES, Ring, Star
@@ -48,7 +48,6 @@ def test_ring_equals_a_literal_simulation(workers: int, numel: int) -> None:
     assert traffic.messages == 2 * (workers - 1)
 
 
-@settings(max_examples=200, deadline=None)
 @given(workers, numel, itemsize)
 def test_ring_sums_to_exactly_two_k_minus_one(workers: int, numel: int, itemsize: int) -> None:
     traffic = Ring().mean(workers, numel, itemsize)
@@ -59,7 +58,6 @@ def test_ring_sums_to_exactly_two_k_minus_one(workers: int, numel: int, itemsize
     assert traffic.sent.dtype == traffic.received.dtype == np.int64
 
 
-@settings(max_examples=60, deadline=None)
 @given(workers, numel, itemsize)
 def test_ring_broadcast(workers: int, numel: int, itemsize: int) -> None:
     size = numel * itemsize
@@ -70,7 +68,6 @@ def test_ring_broadcast(workers: int, numel: int, itemsize: int) -> None:
     assert (traffic.messages, traffic.serial_bytes) == (workers - 1, (workers - 1) * size)
 
 
-@settings(max_examples=60, deadline=None)
 @given(workers, numel, itemsize)
 def test_star_counts(workers: int, numel: int, itemsize: int) -> None:
     size = HEADER_BYTES + numel * itemsize

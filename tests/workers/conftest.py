@@ -14,6 +14,7 @@ from torch import nn
 from sparsync.task import Dataset, Task
 from sparsync.workers import Arena, Fleet, LocalTraining
 from sparsync.workers.batches import Batches
+from tolerance import Nudge, exactly
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +33,11 @@ def make_training(blobs: Dataset) -> Callable[..., SimpleNamespace]:
         optimizer: str = "sgd:lr=0.1",
         schedule: str = "constant",
         dtype: torch.dtype = torch.float32,
+        nudge: Nudge = exactly,
         **options: Any,
     ) -> SimpleNamespace:
         task = Task(dataset, model)
-        module = task.module(0, dtype)
+        module = nudge(task.module(0, dtype))
         fleet = Fleet(Arena(module, k, torch.device("cpu"), dtype), k, **options)
         parts = np.array_split(np.arange(len(dataset.train)), k)
         batches = [Batches(part, 5, "epochs", 0, number) for number, part in enumerate(parts)]

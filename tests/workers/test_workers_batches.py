@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.workers.batches import Batches, Order
@@ -17,7 +17,6 @@ def taken(batches: Batches, steps: int) -> list[list[int]]:
     return [batches[step].tolist() for step in range(steps)]
 
 
-@settings(max_examples=80, deadline=None)
 @given(numbers, st.integers(1, 30), st.integers(0, 9), st.integers(0, 5))
 def test_epochs_meet_every_sample_once_per_pass(n: int, size: int, seed: int, worker: int) -> None:
     indices = np.arange(100, 100 + n)
@@ -29,7 +28,6 @@ def test_epochs_meet_every_sample_once_per_pass(n: int, size: int, seed: int, wo
         assert sorted(stream[start : start + n]) == indices.tolist()
 
 
-@settings(max_examples=80, deadline=None)
 @given(numbers, st.integers(1, 30), st.integers(0, 9))
 def test_draws_are_without_replacement_within_a_batch(n: int, size: int, seed: int) -> None:
     batches = Batches(np.arange(100, 100 + n), size, "draws", seed, 0)

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsync.errors import DivergedError
 from sparsync.peers import FDA, LocalSGD, Synchronous
 from sparsync.system import Profile
 from sparsync.workers import SCHEDULES
+from tolerance import Nudge, assert_alike
 
 MakeTraining = Callable[..., SimpleNamespace]
 
@@ -56,19 +57,23 @@ def test_equals_torch_optim_on_a_module_of_its_own(
     made.training.train(12)
     kind, options = OPTIMIZERS[optimizer]
     factor = SCHEDULES.build(schedule)
-    for number, worker in enumerate(made.training.workers):
-        module = made.task.module(0, dtype)
-        alone = kind(module.parameters(), **options)
-        for step in range(12):
-            alone.param_groups[0]["lr"] = options["lr"] * factor(step)
-            x, y = made.task.dataset.train.batch(worker.batches[step], dtype)
-            alone.zero_grad()
-            made.task.loss(module(x), y).backward()
-            alone.step()
-        flat = nn.utils.parameters_to_vector(module.parameters()).detach()
-        tolerance = {torch.float32: 1e-6, torch.float64: 1e-13}[dtype]
-        assert torch.allclose(made.fleet.params[number], flat, rtol=0, atol=tolerance)
-        assert worker.steps == 12
+
+    def alone(nudge: Nudge) -> list[Tensor]:
+        rows = []
+        for worker in made.training.workers:
+            module = nudge(made.task.module(0, dtype))
+            stepper = kind(module.parameters(), **options)
+            for step in range(12):
+                stepper.param_groups[0]["lr"] = options["lr"] * factor(step)
+                x, y = made.task.dataset.train.batch(worker.batches[step], dtype)
+                stepper.zero_grad()
+                made.task.loss(module(x), y).backward()
+                stepper.step()
+            rows.append(nn.utils.parameters_to_vector(module.parameters()).detach())
+        return rows
+
+    assert_alike(list(made.fleet.params), alone)
+    assert all(worker.steps == 12 for worker in made.training.workers)
 
 
 def test_steps_per_worker(make_training: MakeTraining) -> None:
@@ -77,10 +82,14 @@ def test_steps_per_worker(make_training: MakeTraining) -> None:
     made = make_training(profile=Profile(step_seconds=2.0))
     made.training.train(steps)
     for number, count in enumerate(steps):
-        other = make_training()
-        other.training.train(count)
-        # to the last bit or two: a batch that lies elsewhere in memory may take another path through a matrix product
-        torch.testing.assert_close(made.fleet.params[number], other.fleet.params[number], rtol=1e-6, atol=1e-7)
+
+        def each(nudge: Nudge, number: int = number, count: int = count) -> Tensor:
+            other = make_training(nudge=nudge)
+            other.training.train(count)
+            return other.fleet.params[number]
+
+        # a batch that lies elsewhere in memory may take another path through a matrix product
+        assert_alike(made.fleet.params[number], each)
     assert [worker.steps for worker in made.training.workers] == steps
     assert made.fleet.clock.times.tolist() == [0, 4, 10]
     assert made.training.losses()[1] == sum(steps)

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import Tensor
+import torch
+from torch import nn
 
 from sparsync.engines.checkpoint import Checkpoint
 from sparsync.errors import DataError
 from sparsync.experiment import Experiment
-from sparsync.workers import Arena, Group
+from sparsync.workers import Group
 
 
 class Records:
@@ -65,14 +66,13 @@ class Records:
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
             return file.tell()
 
-    def save_model(self, label: str, seed: int, arena: Arena, params: Tensor, buffers: Tensor) -> None:
-        """Write a final mean model: parameters (d,) and floating-point buffers (b,), by name."""
+    def save_model(self, label: str, seed: int, module: nn.Module) -> None:
+        """Write a final model's ``state_dict()``: all names, each tensor in its own type."""
         if self.group.rank != 0:
             return
-        tensors = {}
-        for layout, row in ((arena.layout, params), (arena.buffer_layout, buffers)):
-            for slot, view in zip(layout.slots, layout.views(row), strict=True):
-                tensors[slot.names[0]] = view.clone()
+        tensors = {
+            name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in module.state_dict().items()
+        }
         path = self.folder / "models" / f"{slug(label)}-seed{seed}.safetensors"
         path.parent.mkdir(exist_ok=True)
         safetensors.torch.save_file(tensors, path)

@@ -84,7 +84,7 @@ class PSLState(Stateless):
             drawn = self._lds(active, counts, batch_size, rng)
         else:
             drawn = SAMPLERS.get(sampler, ugs)(counts, batch_size, rng)
-        return site.announce(widen(drawn, active, len(left)))
+        return site.announce(site.compose(widen(drawn, active, len(left))))
 
     def _lds(self, active: Ints, counts: Ints, batch_size: int, rng: np.random.Generator) -> Schedule:
         config, site, total = self.config, self.site, int(counts.sum())

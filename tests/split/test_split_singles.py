@@ -89,7 +89,7 @@ def below(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def test_a_bottom_that_cannot_take_one_sample_is_refused_where_clients_run_it_alone(make_split) -> None:
-    with pytest.raises(UsageError, match="bottom.*one sample"):
+    with pytest.raises(UsageError, match=r"bottom.*one sample"):
         make_split("psl:copies=true", model=below, sizes=(4, 4), cut="2")
     make_split("psl", model=below, sizes=(4, 4), cut="2").run()  # one bottom stands for all, and has them all
 

@@ -135,9 +135,13 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_refused_by_name(blobs: Dataset, model: Callable[[], nn.Module], says: str) -> None:
     task = Task(blobs, model)
-    with pytest.raises(UsageError, match=re.escape(says)):
+
+    def seat() -> None:
         module = task.module(0)
         Learner(task, module, Arena(module, 1, CPU, torch.float32))
+
+    with pytest.raises(UsageError, match=re.escape(says)):
+        seat()
 
 
 def test_what_is_tried_leaves_no_trace(blobs: Dataset) -> None:

@@ -24,12 +24,12 @@ def total_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
         Of one input.
     """
     # Fused kernels of recurrent and attention layers cannot be counted: gradients and plain kernels go without them.
-    fused, *_ = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
+    fused, *_ = torch.backends.mkldnn.set_flags(False)  # type: ignore[no-untyped-call]
     try:
         with evaluating(module), torch.enable_grad(), FlopCounterMode(display=False) as counter:
             module(_example(module, shape))
     finally:
-        torch.backends.mkldnn.set_flags(_enabled=fused, _fp32_precision=None)
+        torch.backends.mkldnn.set_flags(fused)  # type: ignore[no-untyped-call]
     return int(counter.get_total_flops())
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsync.engines import Action, AsyncRoundLoop, Budget, EpochLoop, PeerLoop, Progress, RoundLoop
 from sparsync.engines.devices import Device, Post, Supervisor, Switchboard, numbers_limit
@@ -23,7 +23,7 @@ from sparsync.identity import common
 from sparsync.peers import HADFL, PeerStrategy
 from sparsync.split import Site, SplitStrategy, default_cut, split_at
 from sparsync.system import System
-from sparsync.task import Task, forward_flops
+from sparsync.task import Task, total_flops
 from sparsync.wire import TOPOLOGIES, Dense, Ledger
 from sparsync.workers import Apart, Arena, Bench, Fleet, Group, Learner, LocalTraining
 from sparsync.workers.batches import Batches, Indices
@@ -71,8 +71,8 @@ class Loop(Protocol):
     def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
         """Train to the end of the budget. Return whether it got there, or was asked to stop."""
 
-    def final(self) -> tuple[Tensor, Tensor]:
-        """Parameters (d,) and buffers (b,) of the model that was evaluated."""
+    def evaluated(self) -> nn.Module:
+        """Return a module that holds the model which is evaluated, and in the end saved; all processes at once."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run of the same experiment needs to go on with the same bits."""
@@ -148,7 +148,9 @@ class Setting:
             epoch_steps=self._epoch_steps,
         )
         batches = [Batches(self.parts[worker], said.batch_size, said.batches, seed, worker) for worker in rows]
-        return fleet, LocalTraining(fleet, self.task, module, batches, said.optimizer, said.schedule)
+        training = LocalTraining(fleet, self.task, module, batches, said.optimizer, said.schedule)
+        training.learner.habits.check_batches("worker", [len(part) for part in self.parts], said.batch_size)
+        return fleet, training
 
     @property
     def _epoch_steps(self) -> int:
@@ -199,6 +201,7 @@ class Setting:
             batch_size=said.batch_size,
             classes=self.task.dataset.classes,
             seed=seed,
+            joined=bench.learner.habits.lonely is not None,
             group=group,
         )
         budget = Budget(settings.rounds, settings.eval_every, said.target, said.stop_at_target, said.seconds)
@@ -246,11 +249,7 @@ def step_seconds(experiment: Experiment, task: Task) -> float:
     dtype, device = _dtype(experiment), torch.device(experiment.device)
     module = task.module(seed, dtype).to(device)
     if profile.compute == "flops":
-        try:
-            forward = sum(forward_flops(module, task.dataset.shape).values())
-        except UsageError:  # no layer with weights
-            forward = 0
-        return 3 * forward * experiment.batch_size / profile.flops
+        return 3 * total_flops(module, task.dataset.shape) * experiment.batch_size / profile.flops
     fleet = Fleet(Arena(module, 1, device, dtype), 1, seed=seed)
     batches = Batches(np.arange(len(task.dataset.train)), experiment.batch_size, experiment.batches, seed, 0)
     training = LocalTraining(fleet, task, module, [batches], experiment.optimizer)

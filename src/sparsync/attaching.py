@@ -61,7 +61,8 @@ def attach(
     topology : {"ring", "star"}
         Ring: the backend's all-reduce. Star: payloads to and from rank 0, over gloo.
     buffers : {"average", "local"}
-        Whether floating-point buffers (BatchNorm statistics) are averaged with the models.
+        Whether buffers of the parameters' type that ``state_dict()`` holds (BatchNorm statistics) are averaged with the
+        models; all others stay each process's own.
 
     Returns
     -------
@@ -72,11 +73,16 @@ def attach(
     Raises
     ------
     UsageError
-        If a trainable parameter is complex, sparse, on the meta device or not initialised, or there is none; or if
-        strategy or topology are not known.
+        If a trainable parameter is complex, sparse, on the meta device or not initialised, or there is none; if the
+        optimizer is none of torch's; or if strategy or topology are not known.
     """
     if topology not in TOPOLOGIES:
         raise unknown("topology", topology, sorted(TOPOLOGIES))
+    if not (isinstance(optimizer, Optimizer) and getattr(type(optimizer).step, "hooked", False)):
+        raise UsageError(
+            f"attach: the optimizer is a {type(optimizer).__name__}, which runs no step hooks; give the "
+            "torch.optim.Optimizer inside it, often called .optimizer"
+        )
     chosen = STRATEGIES.build(strategy) if isinstance(strategy, str) else strategy
     if isinstance(chosen, type) or not isinstance(chosen, PeerStrategy):
         raise UsageError(f"attach: strategy {chosen!r} is none among peers; give one such as FDA(threshold=2)")

@@ -17,13 +17,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import nn
 
 from sparsync.engines.checkpoint import Checkpoint, save_tensors
 from sparsync.errors import DataError
 from sparsync.experiment import Experiment
 from sparsync.storage import PARTIAL, appending, file_name, named, read_json, remove, subfolder, sync, write_json
-from sparsync.workers import Arena, Group
+from sparsync.workers import Group
 
 
 class Records:
@@ -87,14 +88,13 @@ class Records:
                 sync(self.history)
         return length
 
-    def save_model(self, label: str, seed: int, arena: Arena, params: Tensor, buffers: Tensor) -> None:
-        """Write a final mean model: parameters (d,) and floating-point buffers (b,), by name."""
+    def save_model(self, label: str, seed: int, module: nn.Module) -> None:
+        """Write a final model's ``state_dict()``: all names, each tensor in its own type."""
         if self.group.rank != 0:
             return
-        tensors = {}
-        for layout, row in ((arena.layout, params), (arena.buffer_layout, buffers)):
-            for slot, view in zip(layout.slots, layout.views(row), strict=True):
-                tensors[slot.names[0]] = view.clone()
+        tensors = {
+            name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in module.state_dict().items()
+        }
         models = subfolder(self.folder, "models")
         save_tensors(tensors, models / f"{file_name(label)}-seed{seed}.safetensors")
 

@@ -171,7 +171,8 @@ class Run:
             "error": error,
         }
         if error is None:
-            self.records.save_model(self.label, self.seed, loop.arena, *loop.final())
+            model = loop.evaluated()  # by all processes
+            self.records.save_model(self.label, self.seed, model)
         self.records.finish(result, self.length)
         if self.watcher:
             self.watcher.finished(result)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,3 +118,29 @@ def test_state_before_the_block_is_refused():
     sync = sparsync.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), LocalSGD(period=2))
     with pytest.raises(UsageError, match="nothing to save before"):
         sync.state_dict()
+
+
+class _Wrapper:
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+
+    def step(self) -> None:
+        self.inner.step()
+
+
+class _Heir(torch.optim.Optimizer):
+    """As some trainers hand out: an Optimizer by type, whose own step runs no hooks."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+
+    def step(self, closure: Any = None) -> None:
+        self.inner.step()
+
+
+@pytest.mark.parametrize("wrapper", [_Wrapper, _Heir])
+def test_what_runs_no_step_hooks_is_refused_by_its_type(wrapper: Any) -> None:
+    model = torch.nn.Linear(2, 2)
+    wrapped = wrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(UsageError, match=wrapper.__name__):
+        sparsync.attach(model, wrapped, "local-sgd:period=2")

@@ -458,11 +458,3 @@ def test_time_and_profile_do_not_touch_the_training(make_split):
     one, other = make_split("psl"), make_split("psl", profile=slow, delays="constant:seconds=9,jitter=1")
     assert distance(one.run(), other.run()) == 0
     assert one.site.clock.now < other.site.clock.now
-
-
-@pytest.mark.parametrize("strategy", ["psl:sampler=fls", "splitfed", "centralised"])
-def test_a_batch_of_one_sample_under_batchnorm_is_refused_in_one_line(make_split, strategy):
-    """Client 1 holds three samples, and so is alone with the last of them; pooled, the epoch's last batch has one."""
-    made = make_split(strategy, sizes=(2, 3), batch_size=4 if strategy == "psl:sampler=fls" else 1)
-    with pytest.raises(UsageError, match=r"^step \d: a batch of one sample, which the model cannot train on"):
-        made.run()

@@ -58,7 +58,7 @@ def test_shared_parameters_have_one_slot_and_frozen_ones_none() -> None:
     layout = Layout.of_parameters(Tied())
     assert [slot.names for slot in layout.slots] == [("embed.weight", "out.weight"), ("norm.weight",), ("norm.bias",)]
     assert layout.numel == 15 + 3 + 3
-    buffers, counters = Layout.of_floating_buffers(Tied()), Layout.of_other_buffers(Tied())[torch.int64]
+    buffers, counters = Layout.of_averaged_buffers(Tied()), Layout.of_other_buffers(Tied())[torch.int64, True]
     assert [slot.names[0] for slot in buffers.slots] == ["norm.running_mean", "norm.running_var"]
     assert [slot.names[0] for slot in counters.slots] == ["norm.num_batches_tracked"]
 

@@ -129,7 +129,7 @@ class AsyncRoundLoop(RoundLoop):
         server, clock, version = self.server, self.clock, self.rounds.round
         rng = server.generator("select", self.waves, 0)
         clients = server.sample(rng, number, [visit.client for visit in self.away])
-        payload = self.strategy.downlink(version)
+        payload = self._downlink(version)
         self._book_downlink(clients, payload)
         for i, client in enumerate(clients):
             home = (self.waves + i) % self.group.size

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse import csr_array
-from torch import Tensor
+from torch import nn
 
 from sparsync.engines.evaluation import Budget, Progress, emit_pieces, evaluate, overall
 from sparsync.engines.pace import Action
@@ -177,7 +177,7 @@ class EpochLoop:
 
     def _evaluate(self) -> None:
         site, progress = self.site, self.progress
-        by_class, loss = evaluate(site.task, site.whole(), self.group)
+        by_class, loss = evaluate(site.task, self.evaluated(), self.group)
         per_class = by_class[:, 0] / np.maximum(by_class[:, 1], 1)
         line = {
             "kind": "evaluation",
@@ -197,12 +197,9 @@ class EpochLoop:
         emit_pieces(self.emit, self.clock, progress.step, self.done)
         self.emit(line)
 
-    def final(self) -> tuple[Tensor, Tensor]:
-        """Parameters (d,) and buffers (b,) of the whole model."""
-        named = {**self.site.bottoms.tensors(), **self.site.tops.tensors()}
-        arena = self.arena
-        rows = arena.params[0].clone(), arena.buffers[0].clone()
-        return arena.layout.flatten(named, rows[0]), arena.buffer_layout.flatten(named, rows[1])
+    def evaluated(self) -> nn.Module:
+        """Return the whole model."""
+        return self.site.whole()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run of the same experiment needs to go on with the same bits."""

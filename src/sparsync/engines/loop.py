@@ -128,13 +128,16 @@ class PeerLoop:
             buffers = model.buffers
         return params, buffers
 
-    def load_mean(self) -> nn.Module:
-        """Put the mean model into the seat's module, and return that."""
-        return self.training.learner.load(*self.final())
+    def evaluated(self) -> nn.Module:
+        """Put the model that counts into the seat's module, and return that; what is not averaged is worker 0's."""
+        others = [rows[0].clone() for rows in self.arena.others]
+        for own in others:
+            self.fleet.group.broadcast(own.view(torch.uint8))
+        return self.training.learner.load(*self.final(), others)
 
     def _evaluate(self) -> None:
         fleet, progress = self.fleet, self.progress
-        by_class, loss = evaluate(self.task, self.load_mean(), fleet.group)
+        by_class, loss = evaluate(self.task, self.evaluated(), fleet.group)
         seen = total(fleet.group, torch.tensor(self.training.losses(), dtype=torch.float64)).tolist()
         line = {
             "kind": "evaluation",

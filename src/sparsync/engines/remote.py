@@ -29,12 +29,13 @@ from sparsync.engines.messages import (
     unpack_seconds,
     unpack_state,
 )
-from sparsync.errors import PayloadError, SparsyncError
+from sparsync.errors import PayloadError, SparsyncError, UsageError
 from sparsync.randomness import generator
 from sparsync.split import Row, Site
 from sparsync.split.channel import Delivery
 from sparsync.split.crossing import Crossing, Unanswered
 from sparsync.split.schedule import Floats, Ints, Schedule
+from sparsync.task import evaluating
 from sparsync.wire import unpack_parcel
 
 
@@ -63,9 +64,16 @@ class RemoteSite(Site):
         self._seen = np.zeros_like(self.histograms)
         self._rest = self._histograms = False
         self._answers: dict[int, tuple[Tensor, Tensor, bytes]] = {}
-        with torch.no_grad():
+        self._check_bottom(pieces=True)
+        changed = self.habits.changed & {name for name, _ in self.cut.bottom.named_buffers(remove_duplicate=False)}
+        if changed:
+            raise UsageError(
+                f"the bottom changes buffer {min(changed)!r} when it is trained: each client's would be another, and "
+                "the server's none of them; cut the model before it"
+            )
+        with evaluating(self.cut.bottom):
             inputs, _ = self.task.dataset.train.batch(np.zeros(1, np.int64), self.dtype, self.device)
-            self._shape = self.cut.bottom.eval()(inputs).shape[1:]
+            self._shape = self.cut.bottom(inputs).shape[1:]
         widest = max(self._shape.numel() + 1, self.task.dataset.classes)
         bottom = sum(map(len, self.bottoms.vectors(0)))
         largest = max(self.settings.batch_size * widest, 4 * bottom)  # an optimiser remembers up to three times as much

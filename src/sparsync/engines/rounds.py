@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import nn
 
 from sparsync.engines.evaluation import Budget, Progress, emit_pieces, evaluate, overall
 from sparsync.engines.pace import Action
@@ -127,7 +128,7 @@ class RoundLoop:
         server.rejected = {}
         rng = server.generator("select", now, self.rounds.attempt)
         cohort = [int(client) for client in self.strategy.select(now, rng)]
-        payload = self.strategy.downlink(now)
+        payload = self._downlink(now)
         reports: dict[int, dict[str, Any]] = {}
         memories: dict[int, dict[str, Any]] = {}
         failure: TooFewUploads | None = None
@@ -148,6 +149,10 @@ class RoundLoop:
         if complete is not False:
             self._complete()
         return steps
+
+    def _downlink(self, round_: int) -> bytes:
+        """What clients receive: the strategy's message, and with a model what is exact of it."""
+        return self.server.exact.join(self.strategy.downlink(round_), self.server.exact.values)
 
     def _uploads(
         self,
@@ -172,7 +177,12 @@ class RoundLoop:
 
     def _update(self, client: Client, payload: bytes) -> tuple[bytes, dict[str, Any]]:
         """Train a client; return its upload, and what all processes are to know of it."""
+        exact = self.server.exact
+        payload, received = exact.split(payload)
+        exact.write(received)
         upload = self.strategy.local_update(client, payload)
+        with suppress(PayloadError):  # one that is malformed is the server's to refuse
+            upload = exact.join(upload, exact.read())
         nbytes, values = _measured(upload)
         return upload, {
             "steps": client.steps,
@@ -231,8 +241,7 @@ class RoundLoop:
 
     def _evaluate(self) -> None:
         server, progress = self.server, self.progress
-        self.bench.vector.write(self.strategy.model())
-        by_class, loss = evaluate(self.task, self.bench.module, self.group)
+        by_class, loss = evaluate(self.task, self.evaluated(), self.group)
         accuracy = overall(by_class)
         line: dict[str, Any] = {
             "kind": "evaluation",
@@ -268,15 +277,17 @@ class RoundLoop:
         worst = accuracies[: max(1, len(accuracies) // 10)]
         return {"client_accuracy": float(accuracies.mean()), "client_accuracy_worst": float(worst.mean())}
 
-    def final(self) -> tuple[Tensor, Tensor]:
-        """Parameters (d,) and buffers (b,) of the global model as it computes."""
-        model, vector = self.strategy.model(), self.bench.vector
-        return model[: vector.d], model[vector.d : vector.d + vector.b]
+    def evaluated(self) -> nn.Module:
+        """Put the global model as it computes into the seat's module, and return that."""
+        self.bench.vector.write(self.strategy.model())
+        self.server.exact.write()
+        return self.bench.module
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run of the same experiment needs to go on with the same bits."""
         return {
             "strategy": self.strategy.state_dict(),
+            "exact": self.server.exact.values,
             "memories": {str(number): memory for number, memory in self.bench.memories.items()},
             "ledger": self.ledger.state_dict(),
             "clock": self.clock.state_dict(),
@@ -288,6 +299,7 @@ class RoundLoop:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.strategy.load_state_dict(state["strategy"])
+        self.server.exact.values = list(state["exact"])
         self.bench.memories = {int(number): memory for number, memory in state["memories"].items()}
         self.ledger.load_state_dict(state["ledger"])
         self.clock.load_state_dict(state["clock"])

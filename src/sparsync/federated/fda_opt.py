@@ -134,12 +134,13 @@ class FDAOptState(FedOptState):
             order = unpack_numbers(payload, 3)
         asked, steps, epoch = (int(number) for number in order)
         client.load(memory["model"])
+        client.others = memory.get("others", client.others)
         if asked == _SEND:
             memory.clear()
             return self.whole.encode(client.model())
         client.momentum = memory["momentum"]
         client.train(range(epoch * steps, (epoch + 1) * steps))  # smaller data sets wrap around
-        memory.update(model=client.model(), momentum=client.momentum)
+        memory.update(model=client.model(), others=client.others, momentum=client.momentum)
         drift = memory["model"][:d] - memory["anchor"]  # u_k
         state = torch.cat((drift.double().square().sum()[None].float(), self.sketch(drift[None]).flatten()))
         return pack_numbers(state, "state")

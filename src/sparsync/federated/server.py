@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsync.errors import PayloadError, SparsyncError
+from sparsync.federated.exact import ExactState
 from sparsync.federated.settings import Federation
 from sparsync.randomness import SHARED, generator
 from sparsync.sparsity import ParamView, prunable_names
@@ -61,11 +62,15 @@ class Server:
         Labels of the task.
     seed : int
         Seed of the run.
+    joined : bool
+        Whether clients join a last batch of one sample to the batch before it. Default: no.
     group : Group
         The processes. Default: this one alone.
 
     Attributes
     ----------
+    exact : ExactState
+        What models hold that is no float32 number.
     cohort : int
         Clients per round.
     initial : Tensor, (D,)
@@ -90,10 +95,12 @@ class Server:
         batch_size: int = 32,
         classes: int = 10,
         seed: int = 0,
+        joined: bool = False,
         group: Group | None = None,
     ) -> None:
         self.vector, self.module, self.settings, self.seed = vector, module, settings, seed
-        self.batch_size, self.classes = batch_size, classes
+        self.batch_size, self.classes, self.joined = batch_size, classes, joined
+        self.exact = ExactState(vector.arena)
         self.group: Group = group or Alone()
         self.samples = np.asarray(samples, np.int64)
         self.cohort = settings.cohort_of(len(self.samples))
@@ -145,7 +152,7 @@ class Server:
 
     def batches_of(self, client: int) -> int:
         """How many batches a pass over a client's samples has."""
-        return batches_per_pass(int(self.samples[client]), self.batch_size, self.settings.drop_last)
+        return batches_per_pass(int(self.samples[client]), self.batch_size, self.settings.drop_last, self.joined)
 
     def weight(self, client: int) -> float:
         """A client's weight in means: its number of samples, or 1."""
@@ -160,6 +167,8 @@ class Server:
         discount: Callable[[Upload], float] | None = None,
     ) -> Tensor:
         """Weighted mean of what valid uploads decode to, taken as they come: one vector is held, not a cohort's.
+
+        What is exact of the models among them moves the server's, by the same weights, and without a discount.
 
         Parameters
         ----------
@@ -184,29 +193,34 @@ class Server:
         TooFewUploads
             If fewer than the minimum were valid, over all processes.
         """
-        sums = torch.zeros(numel + 3, dtype=torch.float64)  # ..., total weight, discounted, number of valid uploads
+        exact = self.exact
+        sums = torch.zeros(numel + exact.numel + 3, dtype=torch.float64)  # ..., weight, discounted, valid uploads
         refused: dict[int, str] = {}
         for upload in uploads:
             try:
-                x = finite(decode(upload.payload))
+                payload, values = exact.split(upload.payload)
+                x = finite(decode(payload))
             except PayloadError as error:
                 refused[upload.client] = str(error)
                 continue
             weight = self.weight(upload.client)
             discounted = weight if discount is None else weight * discount(upload)
             sums[:numel].add_(x, alpha=discounted)
-            sums[numel] += weight
-            sums[numel + 1] += discounted
-            sums[numel + 2] += 1
+            if values is not None:
+                sums[numel:-3].add_(exact.change(values), alpha=weight)
+            sums[-3] += weight
+            sums[-2] += discounted
+            sums[-1] += 1
         self.rejected = dict(sorted(gather(self.group, refused).items()))
         sums = total(self.group, sums)
-        valid, needed = int(sums[numel + 2]), self.settings.minimum if minimum is None else minimum
+        valid, needed = int(sums[-1]), self.settings.minimum if minimum is None else minimum
         if valid < needed:
             raise TooFewUploads(f"{valid} valid uploads, {needed} needed{self._reasons()}")
         everyone = self.samples.sum() if self.settings.weights == "samples" else self.clients
-        self.share = float(sums[numel]) / float(everyone)
-        self.discount = float(sums[numel + 1]) / float(sums[numel])
-        return sums[:numel] / sums[numel]
+        self.share = float(sums[-3]) / float(everyone)
+        self.discount = float(sums[-2]) / float(sums[-3])
+        exact.move(sums[numel:-3] / sums[-3])
+        return sums[:numel] / sums[-3]
 
     def _reasons(self, most: int = 3) -> str:
         """Why uploads were refused, as the end of a sentence."""

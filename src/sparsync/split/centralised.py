@@ -36,7 +36,8 @@ class CentralisedState(Stateless):
     def schedule(self, left: Ints, rng: np.random.Generator) -> Schedule:
         """Uniform draws without replacement from the pooled samples."""
         active = np.flatnonzero(left)
-        return widen(ugs(left[active], min(self.site.settings.batch_size, int(left.sum())), rng), active, len(left))
+        drawn = ugs(left[active], min(self.site.settings.batch_size, int(left.sum())), rng)
+        return self.site.compose(widen(drawn, active, len(left)))
 
     def step(self, row: Row) -> float:
         """One step on the batch."""

@@ -20,6 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sparsync.errors import UsageError
 from sparsync.sparsity.view import LAYERS
 
+_WEIGHTED = (*LAYERS, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.MultiheadAttention)
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -110,7 +112,9 @@ def default_cut(model: nn.Module) -> str:
         If there is none at which the model can be cut.
     """
     children = dict(model.named_children())
-    weighted = [name for name, child in children.items() if any(isinstance(part, LAYERS) for part in child.modules())]
+    weighted = [
+        name for name, child in children.items() if any(isinstance(part, _WEIGHTED) for part in child.modules())
+    ]
     works = [name for name in cuts(model) if name in weighted[1:]]
     if not works:
         raise UsageError(

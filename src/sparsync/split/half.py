@@ -52,7 +52,8 @@ class Half:
         return self.seat.bind(*self._held[self.of(row)])
 
     def step(self, factor: float, rows: Iterable[int] | None = None) -> None:
-        """One optimiser step of some rows, or of all, with their gradients."""
+        """One optimiser step of some rows, or of all, with their gradients; the backward passes are over."""
+        self.seat.settle()
         stepping = set(range(self.rows) if rows is None else map(self.of, rows))
         begun = {i for i in stepping if self.optimizer.state.get(self._flat[i])}
         self.optimizer.param_groups[0]["lr"] = self._rate * factor
@@ -67,17 +68,6 @@ class Half:
         share = weights.to(self.arena.params.device, torch.float64) / weights.sum()
         for rows in (self.arena.params, self.arena.buffers):
             rows.copy_((share @ rows.double()).to(rows.dtype).expand_as(rows))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Parameters and floating-point buffers of the first row, by name."""
-        arena = self.arena
-        pairs = ((arena.layout, arena.params[0]), (arena.buffer_layout, arena.buffers[0]))
-        return {
-            name: view
-            for layout, row in pairs
-            for slot, view in zip(layout.slots, layout.views(row), strict=True)
-            for name in slot.names
-        }
 
     def vectors(self, row: int) -> list[Tensor]:
         """Parameters (d,) and floating-point buffers (b,) of a client's half, as views."""

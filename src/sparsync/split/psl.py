@@ -157,8 +157,9 @@ class PSLState(Stateless):
         """Let the sampler compose the batches, of those clients that have samples left."""
         site, active, total = self.site, np.flatnonzero(left), int(left.sum())
         pool, batch_size = Pool(self.config, site, active), min(site.settings.batch_size, total)
-        spec = SAMPLERS.inner(self.config.sampler)
-        return site.announce(widen(SAMPLERS.build(spec, left[active], batch_size, rng, pool), active, len(left)))
+        sampler = SAMPLERS.inner(self.config.sampler)
+        drawn = SAMPLERS.build(sampler, left[active], batch_size, rng, pool)
+        return site.announce(site.compose(widen(drawn, active, len(left))))
 
     def step(self, row: Row) -> float:
         """One step of SGD on the pooled batch."""

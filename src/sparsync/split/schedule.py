@@ -7,6 +7,7 @@ Sampling*, arXiv:2407.15738.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, TypeAlias
 
@@ -97,6 +98,42 @@ def from_owners(owners: npt.NDArray[np.integer[Any]], sizes: Ints, clients: int)
     schedule = csr_array((ones, owners.astype(np.int64), np.append(0, ends)), shape=(len(sizes), clients))
     schedule.sum_duplicates()
     return schedule
+
+
+def joined(schedule: Schedule, *, apart: bool = False) -> Schedule:
+    """Return a schedule in which no batch has a single sample, for models that cannot be trained on one.
+
+    It joins the batch before it; of several in a row, two and two join. A lone batch of one sample stays.
+
+    Parameters
+    ----------
+    schedule : Schedule, (T, K)
+        Its batches are moved to earlier rows; rows that are left empty are left out.
+    apart : bool
+        Whether every client's contribution to a row is a batch of its own. Default: all clients' together are one.
+    """
+    columns = schedule.tocsc()
+    rows = columns.indices.astype(np.int64)
+    if apart:
+        for start, stop in itertools.pairwise(columns.indptr):
+            own = rows[start:stop]
+            own[:] = own[_together(columns.data[start:stop])]
+    else:
+        rows = _together(schedule.sum(axis=1))[rows]
+    clients = np.repeat(np.arange(schedule.shape[1]), np.diff(columns.indptr))
+    steps, rows = np.unique(rows, return_inverse=True)
+    return csr_array((columns.data, (rows, clients)), shape=(len(steps), schedule.shape[1]))
+
+
+def _together(sizes: Ints) -> Ints:
+    """Of each batch in a row, the place of the first that it is joined with."""
+    firsts = np.arange(len(sizes))
+    total = 2
+    for i, size in enumerate(sizes.tolist()):
+        firsts[i], total = (i, size) if total > 1 else (firsts[i - 1], total + size)
+    if total == 1:
+        firsts[-1] = firsts[max(len(sizes) - 2, 0)]
+    return firsts
 
 
 def deviations(labels_per_step: npt.ArrayLike, q: npt.ArrayLike) -> Floats:

@@ -22,10 +22,10 @@ from sparsync.split.costs import Costs, Times
 from sparsync.split.crossing import Crossing, Row
 from sparsync.split.cut import Cut
 from sparsync.split.half import Half
-from sparsync.split.schedule import Floats, Ints, Schedule, check
+from sparsync.split.schedule import Floats, Ints, Schedule, check, joined
 from sparsync.split.settings import Split
 from sparsync.system import DELAYS, Profile
-from sparsync.task import Task, counts, forward_flops
+from sparsync.task import Task, counts, total_flops
 from sparsync.wire import HEADER_BYTES, Chain
 from sparsync.workers import SCHEDULES
 
@@ -63,10 +63,13 @@ class Site:
     Raises
     ------
     UsageError
-        If a client has no sample, or a batch is larger than all they have.
+        If a client has no sample, a batch is larger than all they have, or the model cannot be trained on batches
+        that would have a single sample.
 
     Attributes
     ----------
+    habits : Habits
+        What the model does in training mode.
     samples, left : array of int64, (K,)
         What each client holds, and has not yet been asked for in this epoch.
     histograms : array of int64, (K, M)
@@ -117,12 +120,13 @@ class Site:
         check(self.samples, settings.batch_size)
         self.histograms = counts(parts, task.dataset.train.labels.numpy(), task.dataset.classes)
         self.delays = DELAYS.build(settings.delays, len(parts), seed)
-        flops = sum(forward_flops(module, task.dataset.shape).values())
-        bottom = sum(forward_flops(cut.bottom, task.dataset.shape).values())
-        share = bottom / flops if flops else 0.5
+        self.habits = task.habits(module)
+        self.habits.check_batches("client", [int(self.samples.sum())], settings.batch_size)
+        self._check_bottom(pieces=rows[0] > 1 or self.habits.stochastic)
+        flops = total_flops(module, task.dataset.shape)
+        share = total_flops(cut.bottom, task.dataset.shape) / flops if flops else 0.5
         self.costs = Costs(profile or Profile(), batch_size, share, len(parts), seed)
         self.ledger, self.clock = self.costs.ledger, self.costs.clock
-        self._stochastic = task.stochastic(module)
         self.bottoms = Half(cut.bottom, rows[0], settings.optimizer, self.device, dtype)
         self.tops = Half(cut.top, rows[1], settings.optimizer, self.device, dtype)
         self.factor = SCHEDULES.build(settings.schedule)
@@ -180,6 +184,10 @@ class Site:
         self.costs.up("control", self.everyone, message_bytes(8))
         return self.measured if measured else self.delays.typical
 
+    def compose(self, schedule: Schedule) -> Schedule:
+        """Return a schedule without batches of one sample, if the model cannot be trained on these."""
+        return schedule if self.habits.lonely is None else joined(schedule, apart=self.apart)
+
     def announce(self, schedule: Schedule) -> Schedule:
         """Every client receives its column: all sizes, or pairs of step and size if that is shorter."""
         entries = np.bincount(schedule.indices, minlength=self.clients)[self.everyone]
@@ -220,12 +228,16 @@ class Site:
     def ask(self, row: Row) -> Row:
         """Ask clients for samples, and return the row without those that will not have computed by the deadline.
 
-        They are noted as `late`. If nobody would, the quickest is waited for: in the end every sample is used.
+        They are noted as `late`. If nobody would, the quickest is waited for: in the end every sample is used. So are
+        all, where a single sample would be left that the model cannot be trained on.
         """
         started = self.costs.down("control", row.clients, _START)
         seconds = self.measure(row)
         deadline = self.deadline or math.inf
         in_time = seconds <= max(deadline, seconds.min())
+        total = int(row.sizes[in_time].sum())
+        if self.habits.lonely is not None and 1 in (total, int(self.left.sum()) - total):  # nor now, nor ever after
+            in_time[:] = True
         chosen = row.only(in_time)
         self.late = row.clients[~in_time]
         waited = seconds[in_time] if in_time.all() else np.maximum(seconds[in_time], deadline)
@@ -243,7 +255,7 @@ class Site:
         """Clients run their next samples through their bottoms, and send activations and labels."""
         inputs, labels = self._take(row)
         self.bottoms.grads.zero_()
-        if self.bottoms.rows == 1 and not self._stochastic:
+        if self.bottoms.rows == 1 and not self.habits.stochastic:
             outputs = [self.bottoms.bind(0)(inputs)]
         else:
             pieces = zip(row.clients.tolist(), inputs.split_with_sizes(row.sizes.tolist()), strict=True)
@@ -369,6 +381,22 @@ class Site:
 
     # Of several of these
 
+    def _check_bottom(self, *, pieces: bool) -> None:
+        """Refuse a bottom that cannot be trained on one sample, where it will be run on `pieces`, one client's each.
+
+        Raises
+        ------
+        UsageError
+            If so.
+        """
+        if pieces and self.habits.lonely is not None:
+            why = self.task.lonely(self.cut.bottom)
+            if why is not None:
+                raise UsageError(
+                    f"the bottom cannot be run on a single sample ({why}), which may be all that a client contributes "
+                    "to a batch; cut the model before that layer"
+                )
+
     def _carry(self, channel: Channel, x: Tensor, row: Row, labels: Tensor | None) -> tuple[Tensor, Floats]:
         """Send every client's share of `x` up or down; return what arrives, and the seconds of each, (n,)."""
 
@@ -402,7 +430,7 @@ class Site:
     def training(self) -> Iterator[None]:
         """Training mode; whatever dropout draws meanwhile, the global generator is put back."""
         self.module.train()
-        before = self._generator.get_state() if self._stochastic else None
+        before = self._generator.get_state() if self.habits.stochastic else None
         try:
             yield
         finally:
@@ -411,7 +439,7 @@ class Site:
 
     def _seed(self, client: int, *served: int) -> None:
         """Dropout draws from a stream of the client (or the server and whom it serves) and the step."""
-        if self._stochastic:
+        if self.habits.stochastic:
             self._generator.manual_seed(torch_seed(self.seed, "forward", client, self.step, *served))
 
     @property

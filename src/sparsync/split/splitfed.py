@@ -52,12 +52,15 @@ class SplitFedState(Stateless):
     def __init__(self, config: SplitFed, site: Site) -> None:
         self.config = config
         self.site = site
+        local = fls(site.samples, site.settings.batch_size, np.random.default_rng(0))  # nothing is drawn
+        site.habits.check_batches("client", site.samples.tolist(), int(local.max()))
 
     def schedule(self, left: Ints, rng: np.random.Generator) -> Schedule:
         """Local batches of one size, until each client runs dry."""
         active = np.flatnonzero(left)
         batch_size = min(self.site.settings.batch_size, int(left.sum()))
-        return self.site.announce(widen(fls(left[active], batch_size, rng), active, len(left)))
+        drawn = widen(fls(left[active], batch_size, rng), active, len(left))
+        return self.site.announce(self.site.compose(drawn))
 
     def step(self, row: Row) -> float:
         """Every client of the row takes a step on its own batch; return the mean loss of the samples."""

@@ -2,9 +2,10 @@
 
 from sparsync.task.data import Dataset, Examples
 from sparsync.task.datasets import DATASETS, from_arrays, from_torch, load_dataset
-from sparsync.task.flops import forward_flops
+from sparsync.task.flops import forward_flops, total_flops
 from sparsync.task.models import MODELS, build_model
 from sparsync.task.partitions import PARTITIONS, counts, partition
+from sparsync.task.state import evaluating
 from sparsync.task.task import Task
 
 __all__ = [
@@ -16,9 +17,11 @@ __all__ = [
     "Task",
     "build_model",
     "counts",
+    "evaluating",
     "forward_flops",
     "from_arrays",
     "from_torch",
     "load_dataset",
     "partition",
+    "total_flops",
 ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from sparsync.errors import UsageError
 from sparsync.randomness import torch_seed
 from sparsync.task.data import Dataset
 from sparsync.task.models import build_model
+from sparsync.task.state import Habits, check_state, evaluating, failure, forked_rng, reason, try_out
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,33 @@ class Task:
         seed : int
             Seed of the run; the purpose is ``"model"``. The global generator is left as it was.
         dtype : torch.dtype
-            Type of its parameters, default float32. The initial values are those of float32, converted.
+            Type of its parameters, default float32. What is float32 in the model is converted, all else keeps its type.
 
         Raises
         ------
         UsageError
-            If the model does not exist, has nothing to train, does not take the dataset's inputs, or does not give one
-            output per class.
+            If the model does not exist, has nothing to train, holds what cannot be kept, does not take the dataset's
+            inputs, or does not give one output per class.
         """
-        with _forked_rng():
+        with forked_rng():
             torch.default_generator.manual_seed(torch_seed(seed, "model"))
-            module = build_model(self.model, self.dataset.shape, self.dataset.classes).to(dtype)
-            if not any(parameter.requires_grad for parameter in module.parameters()):
+            module = build_model(self.model, self.dataset.shape, self.dataset.classes)
+            check_state(module)
+            if dtype is not torch.float32:
+                module._apply(  # type: ignore[no-untyped-call]
+                    lambda tensor: tensor.to(dtype) if tensor.dtype is torch.float32 else tensor
+                )
+            trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+            if not trained:
                 raise UsageError(f"model {self.model_name!r} has no parameter to train; expected at least one")
+            for name, parameter in trained.items():
+                if parameter.dtype is not dtype:
+                    raise UsageError(
+                        f"parameter {name!r} is {parameter.dtype}, and training is in {dtype}; build it in float32, or "
+                        "freeze it"
+                    )
             module.train()
-            self._check_outputs(module)
+            self._check_inputs(module)
         return module
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -92,7 +104,7 @@ class Task:
         dtype, device = _home(module)
         correct = torch.zeros(self.dataset.classes, dtype=torch.int64, device=device)
         loss = torch.zeros((), dtype=torch.float64, device=device)
-        with _mode(module, training=False), torch.no_grad():
+        with evaluating(module):
             for low in range(start, stop, batch_size):
                 index = torch.arange(low, min(low + batch_size, stop))
                 inputs, labels = self.dataset.test.batch(index, dtype, device)
@@ -102,79 +114,64 @@ class Task:
                 loss += F.cross_entropy(outputs, labels, reduction="sum")
         return correct.cpu(), float(loss)
 
-    def stochastic(self, module: nn.Module) -> bool:
-        """Whether a forward pass in training mode draws from torch's global generator, as dropout does.
+    def habits(self, module: nn.Module) -> Habits:
+        """Try how a model behaves in training mode; it and torch's generators are left as they were.
 
-        Tried on two examples; buffers, modes and the generator are left as they were.
+        Raises
+        ------
+        UsageError
+            If it cannot be trained, gives other outputs than in evaluation mode, or its forward pass does what could
+            not be kept for each worker.
         """
         dtype, device = _home(module)
-        inputs, _ = self._two(dtype, device)
-        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-        with _mode(module, training=True), torch.no_grad(), _forked_rng(device) as changed:
-            module(inputs)
-            drew = changed()
-            for buffer, kept in buffers:
-                buffer.copy_(kept)
-        return drew
 
-    def _two(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        return self.dataset.train.batch(torch.arange(2) % len(self.dataset.train), dtype, device)
-
-    def _check_outputs(self, module: nn.Module) -> None:
-        inputs, _ = self._two(*_home(module))
-        with _mode(module, training=False), torch.no_grad():
+        def learn(samples: int) -> None:
+            inputs, labels = self._some(samples, dtype, device)
             try:
                 outputs = module(inputs)
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                self._check_outputs(outputs, samples, "in training mode ")
+                self.loss(outputs, labels).backward()  # type: ignore[no-untyped-call]
+            except UsageError:
+                raise
+            except Exception as error:  # the model's own code: anything may come of it
+                raise UsageError(f"model {self.model_name!r} cannot be trained ({reason(error)})") from error
+
+        return try_out(module, learn, device)
+
+    def lonely(self, part: nn.Module) -> str | None:
+        """Why a part of a model that takes inputs cannot take a single one in training mode; None: it can."""
+        dtype, device = _home(part)
+        return failure(part, lambda: part(self._some(1, dtype, device)[0]), device)
+
+    def _some(self, samples: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self.dataset.train.batch(torch.arange(samples) % len(self.dataset.train), dtype, device)
+
+    def _check_inputs(self, module: nn.Module) -> None:
+        inputs, _ = self._some(2, *_home(module))
+        with evaluating(module):
+            try:
+                outputs = module(inputs)
+            except Exception as error:  # the model's own code: anything may come of it
                 raise UsageError(
                     f"model {self.model_name!r} does not take inputs of shape {self.dataset.shape} as dataset "
-                    f"{self.dataset.name!r} has them ({str(error).splitlines()[0]}); choose another model or dataset"
+                    f"{self.dataset.name!r} has them ({reason(error)}); choose another model or dataset"
                 ) from error
-        expected = (2, self.dataset.classes)
-        if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
-            got = (
-                f"of shape {tuple(outputs.shape)}"
-                if isinstance(outputs, Tensor)
-                else f"of type {type(outputs).__name__}"
-            )
-            raise UsageError(
-                f"model {self.model_name!r} gives outputs {got} for 2 examples, dataset {self.dataset.name!r} has "
-                f"{self.dataset.classes} classes; give the model's last layer one output per class, shape {expected}"
-            )
+        self._check_outputs(outputs, 2)
+
+    def _check_outputs(self, outputs: object, samples: int, when: str = "") -> None:
+        expected = (samples, self.dataset.classes)
+        if isinstance(outputs, Tensor) and tuple(outputs.shape) == expected and outputs.is_floating_point():
+            return
+        got = f"of type {type(outputs).__name__}"
+        if isinstance(outputs, Tensor):
+            got = f"of shape {tuple(outputs.shape)}" if outputs.is_floating_point() else f"of {outputs.dtype}"
+        raise UsageError(
+            f"model {self.model_name!r} {when}gives outputs {got} for {samples} examples, dataset "
+            f"{self.dataset.name!r} has {self.dataset.classes} classes; give the model's last layer one output per "
+            f"class, real numbers of shape {expected}"
+        )
 
 
 def _home(module: nn.Module) -> tuple[torch.dtype, torch.device]:
-    parameter = next(module.parameters())
+    parameter = next(parameter for parameter in module.parameters() if parameter.requires_grad)
     return parameter.dtype, parameter.device
-
-
-@contextmanager
-def _mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Switch to training or evaluation mode, and every submodule back to its own afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.train(training)
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-@contextmanager
-def _forked_rng(device: torch.device | None = None) -> Iterator[Callable[[], bool]]:
-    """Put torch's global generators, of the CPU and of one GPU, back afterwards; yields "has one been used?"."""
-    gpu = device if device is not None and device.type == "cuda" else None
-    cpu_state = torch.get_rng_state()
-    gpu_state = torch.cuda.get_rng_state(gpu) if gpu else None
-
-    def changed() -> bool:
-        if gpu_state is not None and gpu is not None and not torch.equal(gpu_state, torch.cuda.get_rng_state(gpu)):
-            return True
-        return not torch.equal(cpu_state, torch.get_rng_state())
-
-    try:
-        yield changed
-    finally:
-        torch.set_rng_state(cpu_state)
-        if gpu_state is not None and gpu is not None:
-            torch.cuda.set_rng_state(gpu_state, gpu)

@@ -71,10 +71,13 @@ class Batches:
         return self._cached
 
 
-def batches_per_pass(samples: int, batch_size: int, drop_last: bool) -> int:
-    """How many batches a pass over some samples has: at least one, if need be a small one."""
+def batches_per_pass(samples: int, batch_size: int, drop_last: bool, joined: bool = False) -> int:
+    """How many batches a pass over some samples has: at least one, if need be a small one.
+
+    If they are `joined`, a last batch of one sample is part of the batch before it.
+    """
     whole, rest = divmod(samples, batch_size)
-    return max(1, whole + bool(rest and not drop_last))
+    return max(1, whole + (rest > joined and not drop_last))
 
 
 class Passes:
@@ -90,6 +93,8 @@ class Passes:
         Give one: how many shuffled passes over the samples, or how many batches of as many passes as that takes.
     drop_last : bool
         Leave out the smaller last batch of a pass (never the only one). Default: keep it.
+    joined : bool
+        Join a last batch of one sample to the batch before it, for models that cannot be trained on one. Default: no.
     seed, client, round_ : int
         Where the randomness comes from.
     """
@@ -102,6 +107,7 @@ class Passes:
         epochs: int | None = None,
         steps: int | None = None,
         drop_last: bool = False,
+        joined: bool = False,
         seed: int,
         client: int,
         round_: int,
@@ -110,7 +116,8 @@ class Passes:
             raise ValueError("give either epochs or steps")
         self.indices = indices
         self.batch_size = min(batch_size, len(indices))
-        self.per_pass = batches_per_pass(len(indices), batch_size, drop_last)
+        self.per_pass = batches_per_pass(len(indices), batch_size, drop_last, joined)
+        self._ends_joined = joined and not drop_last
         self._length = epochs * self.per_pass if epochs is not None else int(steps or 0)
         self._stream = seed, "passes", client, round_
         self._cached_at = -1
@@ -120,8 +127,9 @@ class Passes:
         return self._length
 
     def __getitem__(self, step: int) -> Indices:
-        """Sample indices of the batch at `step`, counted from 0: (batch_size,) or fewer at the end of a pass."""
+        """Sample indices of the batch at `step`, counted from 0: (batch_size,), but for the last one of a pass."""
         epoch, at = divmod(step, self.per_pass)
         if self._cached_at != epoch:
             self._cached_at, self._cached = epoch, generator(*self._stream, epoch).permutation(self.indices)
-        return self._cached[at * self.batch_size : (at + 1) * self.batch_size]
+        whole = self._ends_joined and at == self.per_pass - 1
+        return self._cached[at * self.batch_size : None if whole else (at + 1) * self.batch_size]

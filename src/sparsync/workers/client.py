@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsync.randomness import generator, torch_generator
-from sparsync.task import Task
+from sparsync.task import Task, evaluating
 from sparsync.workers.batches import Indices, Passes
 from sparsync.workers.layout import Arena
 from sparsync.workers.optimizers import OPTIMIZERS
@@ -57,40 +57,33 @@ class LocalWork:
 
 
 class ModelVector:
-    """A whole model as one float32 vector: parameters (d), floating-point buffers (b), other buffers (c).
+    """A model's numbers as one float32 vector: parameters (d), and the buffers that are averaged with them (b).
 
     Attributes
     ----------
-    d, b, c : int
-        Lengths of the three parts; counters and masks travel as numbers and are rounded back when loaded.
+    d, b : int
+        Lengths of the two parts.
     numel : int
-        d + b + c.
+        d + b, which is D.
     """
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
         self.d, self.b = arena.layout.numel, arena.buffer_layout.numel
-        self.c = sum(layout.numel for layout in arena.other_layouts)
-        self.numel = self.d + self.b + self.c
+        self.numel = self.d + self.b
 
     @torch.no_grad()
     def read(self, row: int = 0) -> Tensor:
         """Return a copy of a row of the arena, (D,), in the CPU's memory, where messages are made."""
         arena = self.arena
-        parts = [arena.params[row], arena.buffers[row], *(rows[row] for rows in arena.others)]
-        return torch.cat([part.to("cpu", torch.float32) for part in parts])
+        return torch.cat([part.to("cpu", torch.float32) for part in (arena.params[row], arena.buffers[row])])
 
     @torch.no_grad()
     def write(self, model: Tensor, row: int = 0) -> None:
         """Load a model (D,) into a row of the arena."""
         arena = self.arena
         arena.params[row].copy_(model[: self.d])
-        arena.buffers[row].copy_(model[self.d : self.d + self.b])
-        start = self.d + self.b
-        for rows in arena.others:
-            part = model[start : start + rows.shape[1]]
-            rows[row].copy_(part.round())
-            start += rows.shape[1]
+        arena.buffers[row].copy_(model[self.d : self.numel])
 
 
 class Bench:
@@ -110,6 +103,11 @@ class Bench:
         What a selected client does.
     seed : int
         Seed of the run.
+
+    Raises
+    ------
+    UsageError
+        If a client would train on a single sample, and the model cannot.
     """
 
     def __init__(
@@ -117,6 +115,7 @@ class Bench:
     ) -> None:
         self.arena, self.task, self.parts, self.work, self.seed = arena, task, parts, work, seed
         self.learner = Learner(task, module, arena)
+        self.learner.habits.check_batches("client", [len(part) for part in parts], work.batch_size)
         self.vector = ModelVector(arena)
         self.raw = arena.row(0)
         self.buffers = arena.row_buffers(0)
@@ -258,6 +257,7 @@ class Client:
                 epochs=work.epochs,
                 steps=work.steps,
                 drop_last=work.drop_last,
+                joined=self.bench.learner.habits.lonely is not None,
                 seed=self.bench.seed,
                 client=self.number,
                 round_=self.round,
@@ -330,15 +330,24 @@ class Client:
             buffer.copy_(before)
         return self.grad.clone()
 
-    @torch.no_grad()
+    @property
+    def others(self) -> list[Tensor]:
+        """Copies of its buffers that are no float32 numbers, for strategies that ask more than once in a round."""
+        return [rows[0].clone() for rows in self.bench.arena.others]
+
+    @others.setter
+    def others(self, values: Sequence[Tensor]) -> None:
+        for rows, value in zip(self.bench.arena.others, values, strict=True):
+            rows[0].copy_(value)
+
     def accuracy(self, most: int = 500) -> float:
         """Fraction of its own samples, at most so many, that the model which it holds labels rightly."""
         bench, learner = self.bench, self.bench.learner
         indices = bench.parts[self.number][:most]
         inputs, labels = bench.task.dataset.train.batch(indices, learner.dtype, learner.device)
         module = bench.module
-        module.eval()
-        outputs: Tensor = module(inputs)
+        with evaluating(module):
+            outputs: Tensor = module(inputs)
         return int((outputs.argmax(1) == labels).sum()) / len(indices)
 
     def _fetch(self, steps: range) -> Iterator[tuple[int, Tensor, Tensor]]:

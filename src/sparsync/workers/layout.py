@@ -7,13 +7,14 @@ its parameters become views into the row of whoever sits in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sparsync.errors import UsageError
+from sparsync.task.state import check_fits, check_tensor, set_parameter
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,25 @@ class Layout:
         trained = []
         for name, parameter in module.named_parameters(remove_duplicate=False):
             if parameter.requires_grad:
-                check_parameter(name, parameter)
+                check_tensor("parameter", name, parameter)
                 trained.append((name, parameter))
         if not trained:
             raise UsageError("the model has no trainable parameters; set requires_grad=True on what is to be trained")
         return cls(trained)
 
     @classmethod
-    def of_floating_buffers(cls, module: nn.Module) -> Layout:
-        """Layout of a module's floating-point buffers (BatchNorm's running statistics)."""
-        named = module.named_buffers(remove_duplicate=False)
-        return cls((name, buffer) for name, buffer in named if buffer.is_floating_point())
+    def of_averaged_buffers(cls, module: nn.Module) -> Layout:
+        """Layout of the buffers that are averaged as models are (BatchNorm's running statistics).
+
+        They are of the trained parameters' type, and in ``state_dict()``.
+        """
+        return cls(pair for kind, pairs in _buffer_kinds(module).items() if _averaged(module, *kind) for pair in pairs)
 
     @classmethod
-    def of_other_buffers(cls, module: nn.Module) -> dict[torch.dtype, Layout]:
-        """Layouts of a module's other buffers (BatchNorm's counters, masks), one per dtype."""
-        named = [pair for pair in module.named_buffers(remove_duplicate=False) if not pair[1].is_floating_point()]
-        dtypes = dict.fromkeys(buffer.dtype for _, buffer in named)
-        return {dtype: cls((name, buffer) for name, buffer in named if buffer.dtype == dtype) for dtype in dtypes}
+    def of_other_buffers(cls, module: nn.Module) -> dict[tuple[torch.dtype, bool], Layout]:
+        """Layouts of all other buffers (BatchNorm's counters, masks), by type and whether ``state_dict()`` has them."""
+        kinds = _buffer_kinds(module).items()
+        return {kind: cls(pairs) for kind, pairs in kinds if not _averaged(module, *kind)}
 
     def views(self, row: Tensor) -> list[Tensor]:
         """Views of a vector (d,), one per slot, in the tensors' shapes."""
@@ -90,22 +92,23 @@ class Layout:
         return out
 
 
-def check_parameter(name: str, parameter: Tensor) -> None:
-    """Refuse what cannot be averaged as real numbers.
+def _buffer_kinds(module: nn.Module) -> dict[tuple[torch.dtype, bool], list[tuple[str, Tensor]]]:
+    """A module's buffers with all their names, by type and whether ``state_dict()`` has them under one of these."""
+    parts = [
+        (f"{path}.{leaf}".lstrip("."), buffer, leaf not in part._non_persistent_buffers_set)
+        for path, part in module.named_modules(remove_duplicate=False)
+        for leaf, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+    saved = {id(buffer) for _, buffer, persistent in parts if persistent}
+    kinds: dict[tuple[torch.dtype, bool], list[tuple[str, Tensor]]] = {}
+    for name, buffer, _ in parts:
+        kinds.setdefault((buffer.dtype, id(buffer) in saved), []).append((name, buffer))
+    return kinds
 
-    Raises
-    ------
-    UsageError
-        Naming the parameter and what to do.
-    """
-    if isinstance(parameter, nn.parameter.UninitializedParameter):
-        raise UsageError(f"parameter {name!r} has no shape yet; run the lazy model once before handing it over")
-    if parameter.is_meta:
-        raise UsageError(f"parameter {name!r} is on the meta device; give it storage first, e.g. model.to_empty(...)")
-    if parameter.layout is not torch.strided:
-        raise UsageError(f"parameter {name!r} is sparse ({parameter.layout}); only dense parameters can be averaged")
-    if parameter.is_complex():
-        raise UsageError(f"parameter {name!r} is complex; hold its real and imaginary parts as two real parameters")
+
+def _averaged(module: nn.Module, dtype: torch.dtype, saved: bool) -> bool:
+    return saved and any(parameter.requires_grad and parameter.dtype is dtype for parameter in module.parameters())
 
 
 class Arena:
@@ -116,25 +119,27 @@ class Arena:
     params, grads : Tensor, (k, d)
         Parameters and their gradients.
     buffers : Tensor, (k, b)
-        Floating-point buffers (BatchNorm's running statistics).
+        Buffers that are averaged (BatchNorm's running statistics): of the parameters' type, in saved models.
     others : list of Tensor, (k, c)
-        Buffers of other dtypes (BatchNorm's number of batches seen, masks), one matrix per dtype; always each
-        worker's own.
+        All other buffers (BatchNorm's number of batches seen, masks), each in its own type; always each worker's own.
+    other_layouts : list of Layout
+        Of these.
+    saved : list of bool
+        Whether these are in a saved model.
     """
 
     def __init__(
         self, module: nn.Module, k: int, device: torch.device, dtype: torch.dtype, *, gradients: bool = True
     ) -> None:
         self.layout = Layout.of_parameters(module)
-        self.buffer_layout = Layout.of_floating_buffers(module)
-        other_layouts = Layout.of_other_buffers(module)
-        self.other_layouts = list(other_layouts.values())
+        self.buffer_layout = Layout.of_averaged_buffers(module)
+        kinds = Layout.of_other_buffers(module)
+        self.other_layouts = list(kinds.values())
+        self.saved = [saved for _, saved in kinds]
         self.params = torch.empty(k, self.layout.numel, device=device, dtype=dtype)
         self.grads = torch.zeros(k, self.layout.numel if gradients else 0, device=device, dtype=dtype)
         self.buffers = torch.empty(k, self.buffer_layout.numel, device=device, dtype=dtype)
-        self.others = [
-            torch.empty(k, layout.numel, device=device, dtype=other) for other, layout in other_layouts.items()
-        ]
+        self.others = [torch.empty(k, layout.numel, device=device, dtype=other) for (other, _), layout in kinds.items()]
         self.load(module)
 
     @torch.no_grad()
@@ -161,13 +166,13 @@ class Arena:
         return row
 
     def row_buffers(self, i: int) -> list[Tensor]:
-        """Row i's buffers as views into the arena, one per slot: floating-point ones first."""
-        return [*self.buffer_layout.views(self.buffers[i]), *self.other_views(i)]
+        """Row i's buffers as views into the arena, one per slot: those that are averaged first."""
+        return self.buffer_views(self.buffers[i], [rows[i] for rows in self.others])
 
-    def other_views(self, i: int) -> list[Tensor]:
-        """Row i's buffers of other dtypes as views, one per slot."""
-        pairs = zip(self.other_layouts, self.others, strict=True)
-        return [view for layout, rows in pairs for view in layout.views(rows[i])]
+    def buffer_views(self, buffers: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
+        """Views of rows (b,) and (c,), one per slot; autograd takes a change of one for no change of the others."""
+        pairs = zip((self.buffer_layout, *self.other_layouts), (buffers, *others), strict=True)
+        return [view.data for layout, row in pairs for view in layout.views(row)]
 
 
 class Seat:
@@ -180,8 +185,11 @@ class Seat:
     def __init__(self, module: nn.Module, arena: Arena) -> None:
         self.module = module
         self._parameters = [self._places(module, slot) for slot in arena.layout.slots]
-        layouts = (arena.buffer_layout, *arena.other_layouts)
-        self._buffers = [self._places(module, slot) for layout in layouts for slot in layout.slots]
+        slots = [slot for layout in (arena.buffer_layout, *arena.other_layouts) for slot in layout.slots]
+        self._names = [slot.names[0] for slot in slots]
+        self._buffers = [self._places(module, slot) for slot in slots]
+        self._bound: list[Tensor] = []
+        self._assigned: list[tuple[Tensor, Tensor]] = []  # views, and what is to be kept in them
 
     @staticmethod
     def _places(module: nn.Module, slot: Slot) -> list[tuple[nn.Module, str]]:
@@ -192,11 +200,34 @@ class Seat:
         """Let a worker's tensors be the module's, and return the module."""
         for places, parameter in zip(self._parameters, parameters, strict=True):
             for owner, leaf in places:
-                if type(owner).__setattr__ is nn.Module.__setattr__:
-                    owner._parameters[leaf] = parameter
-                else:  # modules that keep references of their own to their parameters, such as nn.LSTM
-                    setattr(owner, leaf, parameter)
-        for places, buffer in zip(self._buffers, buffers, strict=True):
-            for owner, leaf in places:
-                owner._buffers[leaf] = buffer
+                set_parameter(owner, leaf, parameter)
+        if buffers is not self._bound:  # else what forward has assigned is there for its next call
+            self._collect()
+            self._bound = buffers
+            for places, buffer in zip(self._buffers, buffers, strict=True):
+                for owner, leaf in places:
+                    owner._buffers[leaf] = buffer
         return self.module
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Keep in the rows what forward passes have assigned to buffers; the backward passes need what was there.
+
+        Raises
+        ------
+        UsageError
+            If that does not fit.
+        """
+        self._collect()
+        for view, value in self._assigned:
+            view.copy_(value)
+        self._assigned.clear()
+
+    def _collect(self) -> None:
+        """Take what forward has put in the place of the bound views, and put these back."""
+        for name, places, view in zip(self._names, self._buffers, self._bound, strict=False):
+            for owner, leaf in places:
+                held = owner._buffers.get(leaf)
+                if held is not view:
+                    self._assigned.append((view, check_fits(name, view, held)))
+                    owner._buffers[leaf] = view

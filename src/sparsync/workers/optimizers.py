@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from sparsync.spec import Registry
+from sparsync.errors import UsageError
+from sparsync.spec import Registry, Spec, parse
 
-OPTIMIZERS: Registry[Optimizer] = Registry("optimizer", Optimizer)
+
+class Optimizers(Registry[Optimizer]):
+    """Functions (rows, *, options) -> optimiser, whose rules are element-wise."""
+
+    def build(self, spec: str | Spec, *context: Any) -> Optimizer:
+        """Build what a spec asks for.
+
+        Raises
+        ------
+        UsageError
+            As of `Registry.build`, or if what is built cannot take steps with a learning rate.
+        """
+        made = super().build(spec, *context)
+        what = f"optimizer {parse(str(spec)).name!r}: it made a {type(made).__name__}"
+        if any("lr" not in group for group in made.param_groups) or len(made.param_groups) != 1:
+            raise UsageError(f"{what} without one learning rate, lr, for all parameters; expected one")
+        if any(parameter.default is parameter.empty for parameter in inspect.signature(made.step).parameters.values()):
+            raise UsageError(f"{what}, whose step needs a closure; expected one that steps by the gradients alone")
+        return made
+
+
+OPTIMIZERS = Optimizers("optimizer", Optimizer)
 
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]

@@ -43,21 +43,20 @@ class Learner:
     def __init__(self, task: Task, module: nn.Module, arena: Arena) -> None:
         self.task = task
         self.device, self.dtype = arena.params.device, arena.params.dtype
-        self.stochastic = task.stochastic(module)
+        self.habits = task.habits(module)
         self.arena, self.seat = arena, Seat(module, arena)
 
-    def load(self, params: Tensor, buffers: Tensor) -> nn.Module:
-        """Put a model from outside the arena, (d,) and (b,), into the seat's module, and return that."""
-        arena = self.arena
-        views = [nn.Parameter(view) for view in arena.layout.views(params)]
-        return self.seat.bind(views, [*arena.buffer_layout.views(buffers), *arena.other_views(0)])
+    def load(self, params: Tensor, buffers: Tensor, others: Sequence[Tensor]) -> nn.Module:
+        """Put a model from outside the arena, (d,) and its buffers, into the seat's module, and return that."""
+        views = [nn.Parameter(view) for view in self.arena.layout.views(params)]
+        return self.seat.bind(views, self.arena.buffer_views(buffers, others))
 
     @contextmanager
     def training(self) -> Iterator[None]:
         """Training mode; whatever dropout draws meanwhile, the global generator is put back."""
         self.seat.module.train()
         generator = self._default_generator()
-        before = generator.get_state() if self.stochastic else None
+        before = generator.get_state() if self.habits.stochastic else None
         try:
             yield
         finally:
@@ -71,7 +70,7 @@ class Learner:
 
         `draw` names the stream of dropout: seed, worker and whatever tells its batches apart.
         """
-        if self.stochastic:
+        if self.habits.stochastic:
             seed, worker, *index = draw
             self._default_generator().manual_seed(torch_seed(seed, "forward", worker, *index))
         module = self.seat.bind(parameters, buffers)
@@ -79,6 +78,7 @@ class Learner:
         value = loss.item()
         if math.isfinite(value):
             loss.backward()  # type: ignore[no-untyped-call]
+        self.seat.settle()
         return value
 
     def _default_generator(self) -> torch.Generator:

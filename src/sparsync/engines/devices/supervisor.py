@@ -404,7 +404,7 @@ class Supervisor:
             "bytes_by_kind": dict(self.ledger.moved),
         }
         self._losses.clear()
-        module = self.load_mean()
+        module = self.evaluated()
 
         def test() -> None:
             by_class, loss = evaluate(self.task, module, Alone())
@@ -426,9 +426,9 @@ class Supervisor:
         buffers = self.backup[d:] if len(self.backup) > d else self.arena.buffers[0]
         return self.backup[:d].to(self.arena.params), buffers.to(self.arena.params)
 
-    def load_mean(self) -> nn.Module:
-        """Put the last mean that came here into the seat's module, and return that."""
-        return self.learner.load(*self.final())
+    def evaluated(self) -> nn.Module:
+        """Put the last mean that came here into the seat's module, and return that; what is not averaged is new."""
+        return self.learner.load(*self.final(), [rows[0] for rows in self.arena.others])
 
     # Devices
 

@@ -47,7 +47,7 @@ def test_a_checkpoint_is_like_what_it_is_restored_into(stopped: Callable[..., Pa
     assert comparison.resume(folder)["results"][0]["error"] is None
 
 
-@pytest.mark.parametrize("left", [0, 1, 300])
+@pytest.mark.parametrize("left", [0, 300])
 def test_a_history_shorter_than_its_checkpoint_says(stopped: Callable[..., Path], left: int) -> None:
     folder = stopped(strategies=["synchronous", "local-sgd:period=2"])
     history = folder / "history.jsonl"
@@ -84,7 +84,7 @@ def flipped(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("at", [0, 9, 200, -1])
+@pytest.mark.parametrize("at", [9, -1])
 @pytest.mark.parametrize("name", ["rank-0.safetensors", "manifest.json"])
 def test_one_flipped_bit_in_a_checkpoint(stopped: Callable[..., Path], name: str, at: int) -> None:
     folder = stopped()

@@ -20,7 +20,7 @@ from sparsync.storage import file_name
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=400)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.sets(TEXTS, min_size=2, max_size=20))
 def test_no_two_texts_share_a_file(labels: set[str]) -> None:
     """Not where case does not count, nor where files are normalised; every file system takes the names."""
@@ -75,7 +75,7 @@ def test_labels_that_look_alike_are_refused(pair: tuple[str, str]) -> None:
         small(strategies=dict.fromkeys(pair, "synchronous"))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.dictionaries(TEXTS, st.just("synchronous"), min_size=1, max_size=4))
 def test_every_label_that_is_let_in_can_be_read_back(labels: dict[str, str]) -> None:
     try:

@@ -78,7 +78,7 @@ def test_figures_follow_the_page_and_do_not_share_names(made):
     names = re.findall(r'\bid="([^"]*)"', text)
     assert len(names) == len(set(names))
     assert set(re.findall(r'(?:url\(|href=")#([^")]*)', text)) <= set(names)
-    assert "#0072b2" not in text.replace("--c0: #0072b2", "")
+    assert "#1a39f1" not in text.replace("--c0: #1a39f1", "")
 
 
 def test_failures_and_misses_are_shown(made):

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from sparsync.reporting.figures import Plot
-from sparsync.reporting.palette import DARK, LIGHT, Look
+from sparsync.reporting.palette import DARK, LIGHT, Look, code, visible
 from sparsync.reporting.summary import Row
 from sparsync.reporting.units import NOTHING, Spread, human_bytes, plain
 
@@ -101,10 +101,11 @@ def said(value: Any) -> str:
 
 
 def breakable(label: str) -> str:
-    """Escape a label that may break after ``:`` and ``,``."""
-    return "".join(escaped(piece) + ("<wbr>" if piece in ":," else "") for piece in re.split(r"([:,])", label) if piece)
+    """Escape a label that may break after ``:`` and ``,``, in whatever direction its letters run."""
+    return "<bdi>" + re.sub("([:,])", r"\1<wbr>", escaped(visible(label))) + "</bdi>"
 
 
 def escaped(text: str) -> str:
-    """Escape a text for HTML, attributes included, and drop characters that no page may hold."""
-    return html.escape("".join(c if c.isprintable() or c == "\u202f" else " " for c in text), quote=True)
+    """Escape a text for HTML, attributes included, and write codes for characters that no page may hold."""
+    seen = (c if c.isprintable() or c == "\u202f" else " " if c.isspace() else code(c) for c in text)
+    return html.escape("".join(seen), quote=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from sparsync.reporting.figures.canvas import CARD, INK, WIDTH
 from sparsync.reporting.history import Floats
-from sparsync.reporting.palette import MARKS, Look
+from sparsync.reporting.palette import MARKS, Look, code, short_names, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +77,6 @@ def columns_for(names: Mapping[str, str]) -> int:
 
 def legend(figure: Figure, handles: list[Any], texts: list[str], columns: int, length: float = 2.6) -> None:
     """Put a legend below a figure."""
-    texts = [printable(text) for text in texts]
     texts = [f" {text}" if text.startswith("_") else text for text in texts]  # matplotlib would hide those names
     spaces = {"columnspacing": 1.4, "labelspacing": 0.35, "handletextpad": 0.5, "borderpad": 0.2}
     figure.legend(handles, texts, loc="outside lower left", ncols=columns, handlelength=length, **spaces)
@@ -140,14 +139,14 @@ def plain_number(value: float) -> str:
     return f"{value:g}"
 
 
-def clip(text: str, width: int) -> str:
-    """Cut a text off at a width."""
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
 def printable(text: str) -> str:
-    """Replace what the figures' font cannot draw: a label is a user's text."""
+    """Write codes for what the figures' font cannot draw: a label is a user's text."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties(family="DejaVu Sans")))
-    return "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "?" for c in text)
+    return "".join(c if font.get_char_index(ord(c)) else code(c) for c in visible(text))
+
+
+def drawn_names(labels: Sequence[str], width: int = 40) -> dict[str, str]:
+    """Return short names that the figures' font can draw."""
+    return short_names(labels, width, printable)

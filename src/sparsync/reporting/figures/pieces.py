@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DASHED: tuple[float, ...] = (4, 3)
+_STRATEGIES = "strategies"  # a legend that a page has only once
 MAX_PANELS = 6  # strategies with a panel of their own, in one figure
 
 
@@ -62,6 +63,19 @@ def labels_below(figure: Figure, names: Mapping[str, str], look: Mapping[str, Lo
         handles.append(handle(INK, "", "-", dashes=DASHED))
         texts.append(reference)
     legend(figure, handles, texts, columns=columns_for(names))
+    figure.legends[-1].set_gid(_STRATEGIES)
+
+
+def without_strategies(figure: Figure) -> None:
+    """Take the strategies' names from below a figure, and leave that of its dashed line."""
+    for found in [one for one in figure.legends if one.get_gid() == _STRATEGIES]:
+        handles: list[Any] = found.legend_handles
+        entries = {text.get_text(): made for text, made in zip(found.get_texts(), handles, strict=True)}
+        kept = {text: made for text, made in entries.items() if made.get_color() == INK}
+        found.remove()
+        figure.set_figheight(figure.get_figheight() - legend_height({t: t for t in entries}) + 0.25 * len(kept))
+        if kept:
+            legend(figure, list(kept.values()), list(kept), columns=1)
 
 
 def legend_height(names: Mapping[str, str]) -> float:

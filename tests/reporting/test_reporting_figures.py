@@ -96,7 +96,7 @@ def test_odd_histories_draw_without_warnings(made):
     draw(run, run.folder)
     assert figure_of("steps-per-round", run) is None
     assert figure_of("accuracy-seconds", run) is None
-    assert any("_hidden $x$ ??" in text for text in texts(figure_of("accuracy-bytes", run)))
+    assert any(r"_hidden $x$ \u6a21\u578b\n" in text for text in texts(figure_of("accuracy-bytes", run)))
 
 
 @pytest.mark.parametrize(("workers", "classes"), [(1, 1), (10, 10), (10, 100), (1000, 10)])

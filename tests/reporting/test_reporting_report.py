@@ -14,6 +14,7 @@ from timed_runs import add_timed
 from sparsync.errors import UsageError
 from sparsync.reporting import FIGURES, load, write
 from sparsync.reporting.figures import svg
+from sparsync.reporting.report import page as html_of
 
 FDA = "fda:monitor=linear,threshold=2"
 VOID = {"meta", "br", "wbr", "img", "hr", "link", "input"}
@@ -25,9 +26,12 @@ class Page(HTMLParser):
     def __init__(self):
         super().__init__()
         self.open, self.tags, self.addresses, self.words = [], [], [], []
+        self.classes, self.names = [], []
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
+        self.classes.append(dict(attributes).get("class"))
+        self.names += [value for key, value in attributes if key == "id"]
         self.addresses += [v for k, v in attributes if k in ("href", "src", "xlink:href") and v]
         assert not any(k.startswith("on") for k, _ in attributes)
         if tag not in VOID:
@@ -78,7 +82,7 @@ def test_figures_follow_the_page_and_do_not_share_names(made):
     names = re.findall(r'\bid="([^"]*)"', text)
     assert len(names) == len(set(names))
     assert set(re.findall(r'(?:url\(|href=")#([^")]*)', text)) <= set(names)
-    assert "#0072b2" not in text.replace("--c0: #0072b2", "")
+    assert "#1a39f1" not in text.replace("--c0: #1a39f1", "")
 
 
 def test_failures_and_misses_are_shown(made):
@@ -164,3 +168,45 @@ def test_lost_clients_are_named(mixed):
 def test_folder_without_a_run(tmp_path):
     with pytest.raises(UsageError, match="holds no run"):
         write(tmp_path)
+
+
+def test_contents_name_every_section_and_figure_and_lead_there(made):
+    _, page, _ = parsed(made())
+    linked = [address[1:] for address in page.addresses if address.startswith("#")]
+    assert page.tags.count("nav") == 1
+    assert {"comparison", "figures", "setting", "reproduce", "figure-accuracy-bytes"} <= set(linked)
+    assert set(linked) <= set(page.names)
+    assert len(page.names) == len(set(page.names))
+    assert page.tags.count("figure") == sum(name.startswith("figure-") for name in set(linked))
+
+
+def test_strategies_are_named_once_for_all_figures(made):
+    run = made(labels=("one", "two", "three"))
+    _, page, _ = parsed(run)
+    assert page.classes.count("legend") == 1
+    for name in ("accuracy-bytes", "accuracy-steps", "steps-per-round"):
+        plot = next(plot for plot in FIGURES if plot.name == name)
+        assert not re.search(">(one|two|three)<", svg(plot, run))
+    assert ">target: 95.00 %<" in svg(FIGURES[0], run)
+
+
+def test_setting_leaves_out_families_that_did_not_run(made):
+    run = made()
+    families = {"federation": {"rounds": 77}, "split": {"cut": 3}, "profile": {"power": "4:1"}}
+    run.experiment.update(families, data_root=None)
+    words = words_of(html_of(run))
+    assert {"power", "4:1", "workers"} <= words
+    assert not {"federation", "Federation", "77", "Split", "cut", "data_root"} & words
+
+
+def test_bytes_come_first_in_the_comparison(made):
+    for target, first in ((0.95, "Bytes to target"), (None, "Bytes (wire)")):
+        _, parser, _ = parsed(made(target=target))
+        heads = [word for word in parser.words if word.strip()]
+        assert heads[heads.index("Strategy") + 1] == first
+
+
+def words_of(text):
+    parser = Page()
+    parser.feed(text)
+    return {word.strip() for word in parser.words}

@@ -11,6 +11,8 @@ import pytest
 from rich.console import Console
 
 from sparsync.reporting import headline, load, markdown, rows, table
+from sparsync.reporting.live import LiveTable
+from sparsync.reporting.palette import visible
 from sparsync.reporting.report import page
 from sparsync.system import Profile
 
@@ -201,8 +203,27 @@ def test_tables_treat_labels_as_text(made):
     assert "[red]x[/red]" in rendered(run)
     assert "\x1b" not in rendered(run)
     line = next(line for line in markdown(run).splitlines() if "red" in line)
-    assert line.replace("\\|", "").count("|") == markdown(run).splitlines()[1].count("|")
-    assert line.startswith("| `[red]x[/red]\\|<script>'a'?[31m` |")
+    assert line.count("|") == markdown(run).splitlines()[1].count("|")
+    assert html.unescape(line).startswith(f"| <code>{visible(hostile)}</code> |")
+
+
+def test_labels_wrap_only_where_the_terminal_has_no_room(run_of):
+    label = "fda:threshold=1,monitor=sketch,width=250,depth=5"
+    run = run_of(entry(label, 0, to_target=50))
+    assert label in rendered(run, 200)
+    narrow = rendered(run, 80)
+    assert label not in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("label", ["[red]x[/red]", "[/]", "a:fire:b", "x" * 300])
+def test_the_live_table_shows_labels_as_text(label):
+    live = LiveTable(10, False, Console(file=io.StringIO(), width=400, color_system=None))
+    live.started(label, 0, 1)
+    live.console.print(live._table())
+    first, *_, last = live.console.file.getvalue().strip().splitlines()
+    assert first.startswith(f"{label}: ")
+    assert last.startswith(label)
 
 
 def test_markdown_marks_the_best_and_the_survivors(made):

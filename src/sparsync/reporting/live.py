@@ -9,8 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from sparsync.reporting.fields import counted
+from sparsync.reporting.palette import visible
+from sparsync.reporting.tables import Label
 from sparsync.reporting.units import human_bytes
 
 _PLAIN_EVERY = 10.0  # seconds between two lines where the output is no terminal
@@ -74,7 +77,7 @@ class LiveTable:
             "state": "trains",
         }
         if step and self._live is None:
-            self.console.print(f"{self._name(label, seed)}: resumed at step {step}", markup=False, highlight=False)
+            self._print(f"{self._name(label, seed)}: resumed at step {step}")
 
     def stepped(self, label: str, seed: int, step: int, syncs: int, nbytes: int) -> None:
         """It has taken steps."""
@@ -101,10 +104,10 @@ class LiveTable:
         if self._live is None:
             self._say(*key, result["steps"], state)
         if result["error"]:
-            self.console.print(f"{self._name(*key)}: {result['error']}", markup=False, highlight=False)
+            self._print(f"{self._name(*key)}: {result['error']}")
 
     def _name(self, label: str, seed: int) -> str:
-        return f"{label} (seed {seed})" if self.several_seeds else label
+        return visible(label) + (f" (seed {seed})" if self.several_seeds else "")
 
     def _syncs(self, row: dict[str, Any]) -> str:
         total = self.totals.get(row["unit"])
@@ -114,24 +117,25 @@ class LiveTable:
     def _say(self, label: str, seed: int, step: int, state: str = "") -> None:
         row = self.rows[label, seed]
         accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
-        self.console.print(
+        self._print(
             f"{self._name(label, seed)}: step {step}, accuracy {accuracy}, {human_bytes(row['bytes'])}, "
-            f"{self._syncs(row)}{', ' + state if state else ''}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            f"{self._syncs(row)}{', ' + state if state else ''}"
         )
+
+    def _print(self, text: str) -> None:
+        """Write a line as it is: a label is text, neither markup nor the name of an emoji."""
+        self.console.print(Text(text), soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column("strategy", overflow="fold")
+        table.add_column("strategy")
         for heading in ("step", "accuracy", "bytes", "so far", ""):
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         shown = list(self.rows.items())[-20:]
         for (label, seed), row in shown:
             accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
             table.add_row(
-                self._name(label, seed),
+                Label(self._name(label, seed)),
                 f"{row['step']}/{self.total_steps}" if row["unit"] == "syncs" else str(row["step"]),
                 accuracy,
                 human_bytes(row["bytes"]),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from sparsync.reporting.figures import Plot
-from sparsync.reporting.palette import DARK, LIGHT, Look
+from sparsync.reporting.palette import DARK, LIGHT, Look, code, looks, short_names, visible
 from sparsync.reporting.summary import Row
 from sparsync.reporting.units import NOTHING, Spread, human_bytes, plain
 
@@ -40,16 +40,36 @@ def cell(spread: Spread | None, kind: str) -> str:
     return text if spread.complete else f'{text} <span class="of">{spread.count} of {spread.of} seeds</span>'
 
 
+def section(title: str, name: str = "") -> str:
+    """Begin a section that the table of contents names."""
+    return f'<h2 id="{name or title.lower().replace(" ", "-")}">{escaped(title)}</h2>'
+
+
+def contents(body: str) -> str:
+    """Return the table of contents: links to sections, and to the figures among them."""
+    found = re.findall(r'<h2 id="([^"]*)">(.*?)</h2>|<figure id="([^"]*)">\s*<h3>(.*?)</h3>', body)
+    links = [f'<a class="{"" if h2 else "of"}" href="#{h2 or figure}">{a or b}</a>' for h2, a, figure, b in found]
+    return '<nav aria-label="Contents">' + "\n".join(links) + "</nav>"
+
+
+def legend(labels: Sequence[str]) -> str:
+    """Name all strategies beside their lines, once for all figures."""
+    names, look = short_names(labels), looks(labels)
+    entries = [f'<span class="label">{_line(look[label])}{breakable(names[label])}</span>' for label in labels]
+    return '<div class="legend" tabindex="0">' + "\n".join(entries) + "</div>"
+
+
 def named(row: Row, look: Look) -> str:
     """Write a strategy's name beside its line in the figures."""
+    failed = f'<span class="failed">{row.shortfall}</span>' if row.failures else ""
+    return f'<span class="label">{_line(look)}<span>{breakable(row.label)}{failed}</span></span>'
+
+
+def _line(look: Look) -> str:
     dashes = " ".join(f"{2 * d:g}" for d in look.dashes)
     stroke = f'stroke="var(--{look.key})" stroke-width="3" stroke-dasharray="{dashes}"'
     line = f'<line x1="0" y1="5" x2="26" y2="5" {stroke}/>'
-    failed = f'<span class="failed">{row.shortfall}</span>' if row.failures else ""
-    return (
-        f'<span class="label"><svg viewBox="0 0 26 10" aria-hidden="true">{line}</svg>'
-        f"<span>{breakable(row.label)}{failed}</span></span>"
-    )
+    return f'<svg viewBox="0 0 26 10" aria-hidden="true">{line}</svg>'
 
 
 def inline(plot: Plot, picture: str) -> str:
@@ -101,10 +121,11 @@ def said(value: Any) -> str:
 
 
 def breakable(label: str) -> str:
-    """Escape a label that may break after ``:`` and ``,``."""
-    return "".join(escaped(piece) + ("<wbr>" if piece in ":," else "") for piece in re.split(r"([:,])", label) if piece)
+    """Escape a label that may break after ``:`` and ``,``, in whatever direction its letters run."""
+    return "<bdi>" + re.sub("([:,])", r"\1<wbr>", escaped(visible(label))) + "</bdi>"
 
 
 def escaped(text: str) -> str:
-    """Escape a text for HTML, attributes included, and drop characters that no page may hold."""
-    return html.escape("".join(c if c.isprintable() or c == "\u202f" else " " for c in text), quote=True)
+    """Escape a text for HTML, attributes included, and write codes for characters that no page may hold."""
+    seen = (c if c.isprintable() or c == "\u202f" else " " if c.isspace() else code(c) for c in text)
+    return html.escape("".join(seen), quote=True)

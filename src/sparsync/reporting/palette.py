@@ -1,25 +1,28 @@
 """Colours, dashes, marks and short names: one look per label, the same in every figure and table.
 
-The seven colours stay apart for the three common kinds of colour blindness; marks and dashes repeat what the colour
-says. Each exists twice, for a light and for a dark page: figures are drawn in the light one, and the report maps it to
-CSS variables.
+Any two of the seven colours are at least 20 apart (CIEDE2000), as most people see them and under deuteranopia, on a
+light page as on a dark one; marks and dashes repeat what the colour says, and tell apart where colours repeat. Each
+exists twice, for a light and for a dark page: figures are drawn in the light one, and the report maps it to CSS
+variables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["DARK", "LIGHT", "MARKS", "Look", "looks", "printable", "short_names", "shortened"]
+__all__ = ["DARK", "LIGHT", "MARKS", "Look", "code", "looks", "short_names", "shortened", "visible"]
 
 LIGHT = {
-    "c0": "#0072b2",
-    "c1": "#c4500a",
-    "c2": "#00966b",
-    "c3": "#a8327f",
-    "c4": "#c98f00",
-    "c5": "#4a98dc",
-    "c6": "#5c4a3d",
+    "c0": "#1a39f1",
+    "c1": "#984101",
+    "c2": "#209572",
+    "c3": "#951169",
+    "c4": "#c08910",
+    "c5": "#3b9adc",
+    "c6": "#382920",
     "ink": "#1b1f27",
     "soft": "#5a6270",
     "line": "#d5d9e0",
@@ -27,13 +30,13 @@ LIGHT = {
     "heat": "#3f83e8",
 }
 DARK = {
-    "c0": "#3d8fd9",
-    "c1": "#f07a35",
-    "c2": "#12a578",
-    "c3": "#d160b0",
-    "c4": "#ffd35c",
-    "c5": "#8fd0ff",
-    "c6": "#f4f1ec",
+    "c0": "#0383e5",
+    "c1": "#d26007",
+    "c2": "#1cc48f",
+    "c3": "#af5887",
+    "c4": "#ffd24e",
+    "c5": "#8acefc",
+    "c6": "#fdfbf6",
     "ink": "#e9ebf0",
     "soft": "#a3abba",
     "line": "#363c48",
@@ -68,8 +71,29 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
     return given
 
 
-def short_names(labels: Sequence[str], width: int = 40) -> dict[str, str]:
-    """Shorten names to at most ``width`` characters that can be drawn, and keep them apart.
+def visible(text: str) -> str:
+    r"""Write codes for characters that cannot be seen, and so not told apart.
+
+    A text that has another normal form is written with codes for all but ASCII; spaces that could be overlooked are
+    marks.
+
+    Examples
+    --------
+    >>> visible("a\x00"), visible(" a  b"), visible("e\u0301"), visible("α β")
+    ('a\\x00', '␣a␣␣b', 'e\\u0301', 'α β')
+    """
+    normal = unicodedata.is_normalized("NFC", text)
+    seen = "".join(c if c.isprintable() and (normal or c.isascii()) else code(c) for c in text)
+    return re.sub("^ +| +$|  +", lambda spaces: "␣" * len(spaces[0]), seen)
+
+
+def code(character: str) -> str:
+    """Write a character as Python would escape it."""
+    return character.encode("unicode_escape").decode()
+
+
+def short_names(labels: Sequence[str], width: int = 40, written: Callable[[str], str] = visible) -> dict[str, str]:
+    """Shorten names, as they are written, to at most ``width`` characters, and keep them apart.
 
     A name that fits stays. A longer spec, ``name:key=value,...``, loses settings that do not tell it from the others,
     the last ones first, and ends in an ellipsis; what is still too long, or no spec, loses its middle.
@@ -81,11 +105,13 @@ def short_names(labels: Sequence[str], width: int = 40) -> dict[str, str]:
     """
     short: dict[str, str] = {}
     for label in labels:
-        text = printable(label if len(label) <= width else shortened(_without_shared(label, labels, width), width))
+        text = written(label)
+        if len(text) > width:
+            text = shortened(written(_without_shared(label, labels, width)), width)
         number = 2
         while text in short.values():
             mark = f" ({number})"
-            text = printable(shortened(label, width - len(mark))) + mark
+            text = shortened(written(label), width - len(mark)) + mark
             number += 1
         short[label] = text
     return short
@@ -114,11 +140,3 @@ def shortened(text: str, width: int) -> str:
         return text
     head = (width - 1) * 3 // 5
     return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
-
-
-def printable(text: str) -> str:
-    """Replace what the figures' font cannot draw: a label is a user's text."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
-    return "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "?" for c in text)

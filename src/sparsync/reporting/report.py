@@ -13,7 +13,20 @@ from sparsync.reporting.epochs import epochs, expected_deviation, tilts
 from sparsync.reporting.figures import FIGURES, svg
 from sparsync.reporting.history import Run
 from sparsync.reporting.loading import load
-from sparsync.reporting.markup import breakable, cell, escaped, flat, inline, named, said, style, table
+from sparsync.reporting.markup import (
+    breakable,
+    cell,
+    contents,
+    escaped,
+    flat,
+    inline,
+    legend,
+    named,
+    said,
+    section,
+    style,
+    table,
+)
 from sparsync.reporting.palette import looks, shortened
 from sparsync.reporting.summary import Row, cheapest, headline, kinds, rows
 from sparsync.reporting.tables import syncs_title
@@ -25,6 +38,7 @@ from sparsync.storage import write_text
 __all__ = ["page", "write"]
 
 _REFUSED = 3  # uploads that are named, of each strategy
+_FAMILIES = {"federation": "rounds", "split": "epochs"}  # tables of an experiment, and what their strategies count
 
 
 def write(folder: str | Path, run: Run | None = None) -> Path:
@@ -62,7 +76,6 @@ def page(run: Run) -> str:
         f"<h1>{escaped(title)}</h1>",
         f'<p class="summary">{escaped(headline(run))}</p>',
         _notice(run, summary),
-        "<h2>Comparison</h2>",
         _comparison(run, summary),
         _figures(run),
         _times(run, summary),
@@ -70,15 +83,17 @@ def page(run: Run) -> str:
         _kinds(run, summary),
         _failures(summary),
         _refused(run),
-        _setting(run),
+        _setting(run, summary),
         _reproduce(run),
         f"<footer>Written by sparsync {escaped(run.version)}.</footer>",
     ]
+    body = [part for part in body if part]
+    body.insert(2, contents("\n".join(body)))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escaped(title)}</title>\n<style>\n{style()}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in body if part)
+        + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
     )
 
@@ -111,26 +126,25 @@ def _comparison(run: Run, summary: tuple[Row, ...]) -> str:
     goal = run.target is not None
     syncs = syncs_title(summary)
     per = "Steps per " + syncs.lower().replace("s/", "/").removesuffix("s")
-    head = ["Strategy"] + (["Reached", "Bytes to target", f"{run.time.capitalize()} to target"] if goal else [])
-    head += ["Accuracy", "Best", "Steps", syncs, per, "Bytes (wire)", "Bytes (paper)"]
-    head += ["Wall time"] if goal else [run.time.capitalize(), "Wall time"]
+    head = ["Strategy"] + (["Bytes to target", f"{run.time.capitalize()} to target", "Reached"] if goal else [])
+    head += ["Bytes (wire)", "Accuracy", "Bytes (paper)", *([] if goal else [run.time.capitalize()])]
+    head += ["Best", "Steps", syncs, per, "Wall time"]
     body = []
     for row in summary:
         cells = []
         if goal:
-            cells.append(f"{row.reached}/{row.seeds}")
             target = cell(row.bytes_to_target, "bytes")
             cells.append(f'<span class="best" title="fewest">{target} ★</span>' if row is best else target)
-            cells.append(cell(row.seconds_to_target, "seconds"))
+            cells += [cell(row.seconds_to_target, "seconds"), f"{row.reached}/{row.seeds}"]
         cells += [
+            cell(row.bytes.get("total"), "bytes"),
             cell(row.accuracy, "percent"),
+            cell(row.paper_bytes.get("total"), "bytes"),
+            *([] if goal else [cell(row.seconds, "seconds")]),
             cell(row.best_accuracy, "percent"),
             cell(row.steps, "count"),
             cell(row.syncs, "count"),
             cell(row.steps_per_sync, "count"),
-            cell(row.bytes.get("total"), "bytes"),
-            cell(row.paper_bytes.get("total"), "bytes"),
-            *([] if goal else [cell(row.seconds, "seconds")]),
             cell(row.wall_seconds, "seconds"),
         ]
         body.append((named(row, look[row.label]), cells))
@@ -164,7 +178,7 @@ def _comparison(run: Run, summary: tuple[Row, ...]) -> str:
             "count them (paper).",
             f"Virtual time follows the experiment's devices and links{said}; wall time is what computing took here.",
         ]
-    return table(head, body) + f'\n<p class="soft">{escaped(" ".join(notes))}</p>'
+    return f'{section("Comparison")}\n{table(head, body)}\n<p class="soft">{escaped(" ".join(notes))}</p>'
 
 
 def _figures(run: Run) -> str:
@@ -172,11 +186,11 @@ def _figures(run: Run) -> str:
     if not drawn:
         return ""
     parts = [
-        f"<figure>\n<h3>{escaped(plot.title)}</h3>\n{inline(plot, picture)}\n"
+        f'<figure id="figure-{plot.name}">\n<h3>{escaped(plot.title)}</h3>\n{inline(plot, picture)}\n'
         f"<figcaption>{escaped(plot.caption)}</figcaption>\n</figure>"
         for plot, picture in drawn
     ]
-    return '<h2>Figures</h2>\n<div class="figures">\n' + "\n".join(parts) + "\n</div>"
+    return "\n".join([section("Figures"), legend(run.labels), '<div class="figures">', *parts, "</div>"])
 
 
 def _times(run: Run, summary: tuple[Row, ...]) -> str:
@@ -195,7 +209,7 @@ def _times(run: Run, summary: tuple[Row, ...]) -> str:
         "A worker's time ends with the last thing that was recorded of it. trace.json in the run's folder holds "
         "every piece, for chrome://tracing or ui.perfetto.dev."
     )
-    return f'<h2>How time was spent</h2>\n{table(head, body)}\n<p class="soft">{escaped(note)}</p>'
+    return f'{section("How time was spent")}\n{table(head, body)}\n<p class="soft">{escaped(note)}</p>'
 
 
 def _epochs(run: Run, summary: tuple[Row, ...]) -> str:
@@ -227,7 +241,7 @@ def _epochs(run: Run, summary: tuple[Row, ...]) -> str:
         notes.append(f"Batches drawn uniformly from all data would be {expected:.3f} away.")
     notes.append("Macro accuracy is the mean over classes, at the end.")
     text = f'\n<p class="soft">{escaped(" ".join(notes))}</p>'
-    return "<h2>Epochs of split learning</h2>\n" + table(head, body) + text + _tilts(run, summary)
+    return section("Epochs of split learning") + "\n" + table(head, body) + text + _tilts(run, summary)
 
 
 def _tilts(run: Run, summary: tuple[Row, ...]) -> str:
@@ -267,7 +281,7 @@ def _kinds(run: Run, summary: tuple[Row, ...]) -> str:
         columns = [[cell(book.get(kind), "bytes") for _, book in both] for kind in ("total", *found)]
         cells = ["".join(f"<div>{part}</div>" for part in column) for column in [[way for way, _ in both], *columns]]
         body.append((named(row, look[row.label]), cells))
-    return "<h2>Bytes by kind</h2>\n" + table(head, body, "kinds")
+    return section("Bytes by kind") + "\n" + table(head, body, "kinds")
 
 
 def _failures(summary: tuple[Row, ...]) -> str:
@@ -275,7 +289,7 @@ def _failures(summary: tuple[Row, ...]) -> str:
     if not failed:
         return ""
     body = [(breakable(label), [escaped(str(seed)), escaped(why)]) for label, seed, why in failed]
-    return '<h2 id="failures">Failures</h2>\n' + table(["Strategy", "Seed", "What happened"], body, "failures")
+    return section("Failures") + "\n" + table(["Strategy", "Seed", "What happened"], body, "failures")
 
 
 def _refused(run: Run) -> str:
@@ -301,22 +315,29 @@ def _refused(run: Run) -> str:
     units = {one.unit for history in run.histories.values() for one in history.rejections}
     titles = {"cycle": ("Devices lost", "Times"), "epoch": ("Clients left out", "Times")}
     title, head = next((titles[unit] for unit in titles if unit in units), ("Refused uploads", "Refused"))
-    return f'<h2 id="refused">{title}</h2>\n' + table(["Strategy", head, "Which and why"], body, "failures")
+    return section(title, "refused") + "\n" + table(["Strategy", head, "Which and why"], body, "failures")
 
 
-def _setting(run: Run) -> str:
-    body = [(escaped(key), [escaped(said(value))]) for key, value in flat(run.experiment)]
+def _setting(run: Run, summary: tuple[Row, ...]) -> str:
+    """Tabulate what was set, a table of the experiment by itself; none of a family that did not run."""
+    used = {row.unit for row in summary}
+    unused = {name for name, unit in _FAMILIES.items() if used and not used & {unit, None}}
+    tables = {key: value for key, value in run.experiment.items() if isinstance(value, dict) and key not in unused}
+    general = {key: value for key, value in run.experiment.items() if not isinstance(value, dict)}
     if run.parameters is not None:
-        body.append(("parameters", [human_count(run.parameters)]))
-    if not body:
-        return ""
-    return "<h2>Setting</h2>\n" + table([], body, "settings")
+        general["parameters"] = human_count(run.parameters)
+    parts = []
+    for title, settings in {"general": general, **tables}.items():
+        body = [(escaped(key), [escaped(said(value))]) for key, value in flat(settings) if value not in (None, [])]
+        if body:
+            parts.append(f"<div><h3>{escaped(title.capitalize())}</h3>\n{table([], body, 'settings')}</div>")
+    return "\n".join([section("Setting"), '<div class="figures">', *parts, "</div>"]) if parts else ""
 
 
 def _reproduce(run: Run) -> str:
     same = "Same seeds and same number of processes: the same bits."
     return (
-        "<h2>Reproduce</h2>\n<p>This folder holds the experiment as it was resolved. "
+        section("Reproduce") + "\n<p>This folder holds the experiment as it was resolved. "
         f"With sparsync {escaped(run.version)}, run in it:</p>\n"
         "<pre><code>sparsync compare experiment.toml</code></pre>\n"
         f'<p class="soft">{same}</p>'

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparsync.reporting.devices import devices
 from sparsync.reporting.fields import UNITS
 from sparsync.reporting.history import Run
+from sparsync.reporting.palette import visible
 from sparsync.reporting.summary import Row, cheapest, quickest, rows
 from sparsync.reporting.units import NOTHING, Spread, human_bytes, human_percent, human_seconds, plain
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.measure import Measurement
     from rich.table import Table
 
-__all__ = ["cell", "human_bytes", "human_percent", "human_seconds", "markdown", "syncs_title", "table"]
+__all__ = ["Label", "cell", "human_bytes", "human_percent", "human_seconds", "markdown", "syncs_title", "table"]
+
+_NARROW = 16  # cells: a label that is longer may wrap
 
 
 def table(run: Run) -> Table:
-    """Return the comparison for a terminal of at least 100 columns.
+    """Return the comparison for a terminal; labels wrap where it has no room for them.
 
     Parameters
     ----------
@@ -40,7 +46,7 @@ def table(run: Run) -> Table:
     best, first = cheapest(summary), quickest(summary)
     goal = run.target is not None
     made = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    made.add_column("Strategy", overflow="fold")  # the one column that gives way
+    made.add_column("Strategy")  # the one column that gives way
     made.add_column("Accuracy", justify="right", no_wrap=True)
     made.add_column("Steps", justify="right", no_wrap=True)
     made.add_column(syncs_title(summary).replace("/", "/\n"), justify="right", no_wrap=True)
@@ -68,11 +74,10 @@ def table(run: Run) -> Table:
         if goal:
             cells.append(f"{row.reached}/{row.seeds}")
         cells.append(_stacked(row.wall_seconds, "seconds"))
-        name = "\n".join(_wrapped(row.label, 24))
-        if row.failures:
-            name += f"\n{row.shortfall}"
         style = "bold green" if marked else "yellow" if row.failures else ""
-        made.add_row(Text(name, style), *(Text(text, "bold green" if marked else "") for text in cells))
+        made.add_row(
+            Label(row.label, row.shortfall, style), *(Text(text, "bold green" if marked else "") for text in cells)
+        )
     said = "" if run.real else devices(run.experiment)
     notes = [f"virtual time{' to the target' if goal else ''}: {said}"] if said else []
     if best is not None and len(summary) > 1:
@@ -143,21 +148,44 @@ def _stacked(spread: Spread | None, kind: str, star: bool = False) -> str:
     return text + ("" if spread.complete else f"\n({spread.count}/{spread.of})")
 
 
+@dataclass(frozen=True)
+class Label:
+    """A label in a terminal, as text: it takes the room that there is, and wraps where that is too little."""
+
+    label: str
+    note: str = ""
+    style: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        lines = [*_wrapped(self.label, options.max_width), *([self.note] if self.note else [])]
+        yield Text("\n".join(lines), self.style)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.cells import cell_len
+        from rich.measure import Measurement
+
+        longest = max(cell_len(visible(self.label)), len(self.note))
+        return Measurement(min(longest, _NARROW), longest).with_maximum(options.max_width)
+
+
 def _wrapped(label: str, width: int) -> list[str]:
     """Break a spec after ``:`` and ``,`` where that helps, and anywhere where it must."""
+    from rich.cells import cell_len, chop_cells
+
     lines = [""]
-    for piece in re.split(r"(?<=[:,])", "".join(c if c.isprintable() else "?" for c in label)):
-        while len(piece) > width:
-            room = width - len(lines[-1])
-            lines[-1] += piece[:room]
-            piece = piece[room:]
-            lines.append("")
-        if len(lines[-1]) + len(piece) > width:
-            lines.append("")
-        lines[-1] += piece
-    return [line for line in lines if line] or ["?"]
+    for piece in re.split(r"(?<=[:,])", visible(label)):
+        if cell_len(lines[-1] + piece) <= width:
+            lines[-1] += piece
+        else:
+            lines += chop_cells(piece, max(width, 2))
+    return [line for line in lines if line]
 
 
 def _code(label: str) -> str:
-    text = "".join(c if c.isprintable() else "?" for c in label).replace("`", "'").replace("|", "\\|")
+    """Write a label as code, with all its signs encoded if one of them would end it."""
+    text = visible(label)
+    if "`" in text or "|" in text:
+        return "<code>" + "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text) + "</code>"
     return f"`{text}`"

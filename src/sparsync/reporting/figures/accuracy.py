@@ -12,6 +12,7 @@ from sparsync.reporting.figures.panels import Panel, stacked
 from sparsync.reporting.figures.pieces import (
     DASHED,
     count,
+    drawn_names,
     labels_below,
     legend_height,
     log_ticks,
@@ -22,7 +23,7 @@ from sparsync.reporting.figures.pieces import (
 )
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.history import Evaluations, Floats, History, Run
-from sparsync.reporting.palette import looks, short_names
+from sparsync.reporting.palette import looks
 from sparsync.reporting.units import human_bytes, human_percent
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _accuracy(run: Run, over: str, xlabel: str, scale: Literal["log", "linear", 
         unit, size = time_unit(max(seed.x.max() for seeds in curves.values() for seed in seeds))
         xlabel = f"{xlabel} ({unit})"
         curves = {label: [seed._replace(x=seed.x / size) for seed in seeds] for label, seeds in curves.items()}
-    names, look = short_names(list(curves)), looks(run.labels)
+    names, look = drawn_names(list(curves)), looks(run.labels)
     figure = new_figure(3.3 + legend_height(names))
     axes = new_axes(figure)
     ends = [seed.x.max() for seeds in curves.values() for seed in seeds]

@@ -14,14 +14,13 @@ from sparsync.reporting.figures.pieces import (
     MAX_PANELS,
     count,
     count_ticks,
+    drawn_names,
     max_ticks,
     percent,
     plain_number,
-    printable,
 )
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.history import Floats, Run
-from sparsync.reporting.palette import short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +47,7 @@ def agreement_over_time(run: Run) -> Figure | None:
     from matplotlib.colors import Normalize
 
     shown = dict(list(found.items())[:MAX_PANELS])
-    names = short_names(list(shown), 24)
+    names = drawn_names(list(shown), 24)
     rows = math.ceil(len(shown) / _SIDE)
     figure = new_figure(1.0 + 2.2 * rows)
     grid = figure.add_gridspec(rows, _SIDE if len(shown) > 1 else 1)
@@ -59,7 +58,7 @@ def agreement_over_time(run: Run) -> Figure | None:
     for place, (label, (rounds, earlier, values)) in enumerate(shown.items()):
         axes = new_axes(figure, grid[place // _SIDE, place % _SIDE])
         image = _triangle(axes, rounds, earlier, values, norm)
-        axes.set_title(printable(names[label]), fontsize=9.5)
+        axes.set_title(names[label], fontsize=9.5)
         panels.append(axes)
         if place + _SIDE >= len(shown):
             axes.set_xlabel("round")

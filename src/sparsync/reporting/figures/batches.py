@@ -16,16 +16,16 @@ from sparsync.reporting.figures.pieces import (
     MAX_PANELS,
     count,
     count_ticks,
+    drawn_names,
     labels_below,
     legend_height,
     max_ticks,
     percent,
     plain_number,
-    printable,
 )
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.history import Floats, History, Ints, Run, Steps
-from sparsync.reporting.palette import looks, short_names
+from sparsync.reporting.palette import looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def composition(run: Run) -> Figure | None:
     from matplotlib.colors import PowerNorm
 
     shown = dict(list(found.items())[:MAX_PANELS])
-    names = short_names(list(shown), 48)
+    names = drawn_names(list(shown), 48)
     given = {label: steps.given() for label, steps in shown.items()}
     clients = np.unique(np.concatenate([entries[:, 1] for entries in given.values()]))
     lengths = {label: int(entries[:, 0].max(initial=0)) + 1 for label, entries in given.items()}
@@ -62,7 +62,7 @@ def composition(run: Run) -> Figure | None:
         extent = (0.5, columns * wide + 0.5, rows * high - 0.5, -0.5)
         look: Any = {"cmap": shade(0.08), "norm": norm, "interpolation": "nearest"}
         image = axes.imshow(table, aspect="auto", extent=extent, **look)
-        axes.set_title(f"{printable(names[label])}: {count(lengths[label])} steps", fontsize=9.5)
+        axes.set_title(f"{names[label]}: {count(lengths[label])} steps", fontsize=9.5)
         _client_ticks(axes, clients, height)
         axes.tick_params(axis="x", bottom=place == len(shown) - 1, labelbottom=place == len(shown) - 1)
         panels.append(axes)
@@ -118,7 +118,7 @@ def deviation(run: Run) -> Figure | None:
     within, whole = curves_of(run, lambda history: _over_an_epoch(history, wide)), curves_of(run, _over_the_run)
     if not within:
         return None
-    names, look, expected = short_names(list(within)), looks(run.labels), expected_deviation(run)
+    names, look, expected = drawn_names(list(within)), looks(run.labels), expected_deviation(run)
     figure = new_figure(4.1 + legend_height(names))
     grid = figure.add_gridspec(2, 1)
     panels = (

@@ -8,10 +8,10 @@ import numpy as np
 
 from sparsync.reporting.figures.canvas import new_axes, new_figure
 from sparsync.reporting.figures.curves import Curve, condensed, draw_seeds
-from sparsync.reporting.figures.pieces import count, count_ticks, labels_below, legend_height, log_ticks
+from sparsync.reporting.figures.pieces import count, count_ticks, drawn_names, labels_below, legend_height, log_ticks
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.history import Floats, History, Run
-from sparsync.reporting.palette import looks, short_names
+from sparsync.reporting.palette import looks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ def steps_per_round(run: Run) -> Figure | None:
                 break
     if not series:
         return None
-    look, names = looks(run.labels), short_names(list(series))
+    look, names = looks(run.labels), drawn_names(list(series))
     figure = new_figure(3.3 + legend_height(names))
     axes = new_axes(figure)
     lengths = np.concatenate([length for _, length in series.values()])

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from sparsync.reporting.figures.canvas import CARD, HEAT, INK, LINE, SOFT, new_axes, new_figure
 from sparsync.reporting.figures.gantt import spread_out
-from sparsync.reporting.figures.pieces import count, count_ticks, handle, legend, max_ticks, percent, printable
+from sparsync.reporting.figures.pieces import count, count_ticks, drawn_names, handle, legend, max_ticks, percent
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.figures.variance import thinned
 from sparsync.reporting.history import Cycles, Run
-from sparsync.reporting.palette import Look, looks, short_names
+from sparsync.reporting.palette import Look, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def versions(run: Run) -> Figure | None:
     if not found:
         return None
     shown = dict(list(found.items())[:_STRATEGIES])
-    names, most = short_names(list(shown), 48), max(cycles.versions.shape[1] for cycles in shown.values())
+    names, most = drawn_names(list(shown), 48), max(cycles.versions.shape[1] for cycles in shown.values())
     steps = np.zeros(most)
     for cycles in shown.values():
         steps[: cycles.versions.shape[1]] += np.nan_to_num(np.nanmax(cycles.versions, axis=0, initial=0))
@@ -46,7 +46,7 @@ def versions(run: Run) -> Figure | None:
         lower = new_axes(figure, grid[2 * place + 1, 0], sharex=upper)
         _versions(upper, cycles, look)
         _errors(lower, cycles, look)
-        upper.set_title(f"{printable(names[label])}\nversion (local steps)", fontsize=10)
+        upper.set_title(f"{names[label]}\nversion (local steps)", fontsize=10)
         lower.set_title("forecast minus version", fontsize=10)
         upper.tick_params(axis="x", labelbottom=False)
         for axes in (upper, lower):
@@ -71,7 +71,7 @@ def selection(run: Run) -> Figure | None:
     if not found:
         return None
     shown = dict(list(found.items())[:_STRATEGIES])
-    names = short_names(list(shown), 48)
+    names = drawn_names(list(shown), 48)
     figure = new_figure(1.0 + 1.9 * len(shown))
     grid = figure.add_gridspec(len(shown), 1)
     for place, (label, cycles) in enumerate(shown.items()):
@@ -80,7 +80,7 @@ def selection(run: Run) -> Figure | None:
         everyone = cycles.units.shape[1]
         some = f", {len(devices)} of {count(everyone)} workers" if len(devices) < everyone else ""
         cycle = "cycle" if len(cycles) == 1 else "cycles"
-        axes.set_title(f"{printable(names[label])}\n{count(len(cycles))} {cycle}{some}", fontsize=10)
+        axes.set_title(f"{names[label]}\n{count(len(cycles))} {cycle}{some}", fontsize=10)
     axes.set_xlabel("worker; below, its units of work per hyperperiod")
     figure.supylabel("cycles in which it averaged", fontsize=10)
     handles = [handle(HEAT, "s", "none"), handle(HEAT, "s", "none"), handle(INK, "D", "-", mfc=CARD)]

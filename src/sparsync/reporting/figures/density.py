@@ -14,6 +14,7 @@ from sparsync.reporting.figures.pieces import (
     MAX_PANELS,
     count,
     count_ticks,
+    drawn_names,
     handle,
     legend,
     percent,
@@ -21,7 +22,6 @@ from sparsync.reporting.figures.pieces import (
 )
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.history import Floats, Rounds, Run
-from sparsync.reporting.palette import short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def _by_layer(run: Run, key: str, label: str) -> Figure | None:
     from matplotlib.colors import LogNorm
 
     shown = dict(list(found.items())[:MAX_PANELS])
-    names = short_names(list(shown), 60)
+    names = drawn_names(list(shown), 60)
     most = max(_TALLEST / len(shown), 1.4)
     heights = [min(max(0.2 * len(layers.names), 0.7), most, 2.8) for layers in shown.values()]
     figure = new_figure(1.2 + sum(height + 0.42 for height in heights))
@@ -99,7 +99,7 @@ def _by_layer(run: Run, key: str, label: str) -> Figure | None:
     for place, (name, layers) in enumerate(shown.items()):
         axes = new_axes(figure, grid[place, 0])
         image = _heat(axes, layers, norm, (first, last), every=math.ceil(0.17 * len(layers.names) / heights[place]))
-        heading = printable(names[name])
+        heading = names[name]
         axes.set_title(f"{heading}\n{printable(layers.empty)}" if layers.empty else heading, fontsize=9.5)
         panels.append(axes)
     panels[-1].set_xlabel("round; on the right the last density")
@@ -142,7 +142,7 @@ def _heat(axes: Axes, layers: _Layers, norm: Any, ends: tuple[float, float], eve
     for row, values in enumerate(layers.values):
         empty = values == 0
         axes.hlines(np.full(empty.sum(), row), rounds[empty] - 0.5, until[empty] - 0.5, color=WARN, lw=2.2)
-    axes.set_yticks(range(0, rows, every), [printable(_tail(name)) for name in layers.names[::every]])
+    axes.set_yticks(range(0, rows, every), list(drawn_names(layers.names[::every], 18).values()))
     axes.tick_params(axis="y", labelsize=9, length=0)
     for row in range(0, rows, every):
         known = layers.values[row][np.isfinite(layers.values[row])]

@@ -10,10 +10,10 @@ import numpy as np
 
 from sparsync.reporting.fields import is_number
 from sparsync.reporting.figures.canvas import CARD, INK, LINE, SOFT, WARN, new_axes, new_figure
-from sparsync.reporting.figures.pieces import handle, legend, max_ticks, plain_number, printable, time_unit
+from sparsync.reporting.figures.pieces import drawn_names, handle, legend, max_ticks, plain_number, time_unit
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.history import Cycles, Floats, Ints, Run, Timeline
-from sparsync.reporting.palette import LIGHT, short_names
+from sparsync.reporting.palette import LIGHT
 from sparsync.reporting.times import TALK, share
 from sparsync.system import ACTIVITIES
 from sparsync.system.timeline import Activity
@@ -71,7 +71,7 @@ def gantt(run: Run) -> Figure | None:
     span = _ROOM * max(pattern(timeline) for timeline in found.values())
     shown = [label for label, keep in zip(found, spread_out(list(idle.values()), _PANELS), strict=True) if keep]
     workers, lanes = _lanes([found[label] for label in shown])
-    names, (unit, size) = short_names(shown, 36), time_unit(span)
+    names, (unit, size) = drawn_names(shown, 36), time_unit(span)
     pitch = 0.21 if len(lanes) <= 5 else 0.15
     marks = 0.2 * any(len(histories[label].cycles) for label in shown)
     figure = new_figure(0.95 + marks + (pitch * len(lanes) + 0.36) * len(shown))
@@ -83,7 +83,7 @@ def gantt(run: Run) -> Figure | None:
         first = first or axes
         drawn |= _draw(axes, found[label], lanes, span, size)
         drawn |= _mark(axes, histories[label].cycles, lanes, span, size)
-        axes.set_title(printable(names[label]), fontsize=10)
+        axes.set_title(names[label], fontsize=10)
         computing = share(within(found[label], span).seconds(), "compute")
         axes.set_title(f"computing {100 * computing:.0f} %", loc="right", fontsize=9.5, color=SOFT)
         axes.tick_params(axis="x", labelbottom=place == len(shown) - 1)

@@ -13,6 +13,7 @@ from sparsync.reporting.figures.curves import Curve, curves_of, draw_seeds
 from sparsync.reporting.figures.pieces import (
     count_ticks,
     dashed,
+    drawn_names,
     labels_below,
     legend_height,
     log_ticks,
@@ -20,7 +21,7 @@ from sparsync.reporting.figures.pieces import (
     plain_number,
 )
 from sparsync.reporting.history import Floats, History, Rounds, Run
-from sparsync.reporting.palette import looks, short_names
+from sparsync.reporting.palette import looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +97,7 @@ def stacked(run: Run, *panels: Panel, reference: str = "") -> Figure | None:
         return None
     found = {label for _, curves in shown for label in curves}
     labels = [label for label in run.labels if label in found]
-    names, look = short_names(labels), looks(run.labels)
+    names, look = drawn_names(labels), looks(run.labels)
     figure = new_figure(0.5 + (1.75 if len(shown) < 3 else 1.5) * len(shown) + legend_height(names))
     grid = figure.add_gridspec(len(shown), 1)
     lines = [_references(run, panel, labels) for panel, _ in shown]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sparsync.reporting.figures.canvas import HEAT, SOFT, WIDTH, new_axes, new_figure
 from sparsync.reporting.figures.heat import plain_bar, shade
-from sparsync.reporting.figures.pieces import clip, count, printable
+from sparsync.reporting.figures.pieces import count, drawn_names
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.history import Run
 
@@ -62,7 +62,8 @@ def who_holds_what(run: Run) -> Figure | None:
     axes.set_xlim(-0.5, workers - 0.5)
     axes.set_ylim(classes - 0.5, -0.5)
     every = max(1, math.ceil(classes / 24))
-    axes.set_yticks(range(0, classes, every), [printable(clip(name, 14)) for name in names[::every]])
+    short = drawn_names(names[::every], 14)
+    axes.set_yticks(range(0, classes, every), [short[name] for name in names[::every]])
     if workers <= 15:
         axes.set_xticks(x)
     drawn = f", of which {count(workers)} are drawn" if workers < everyone else ""

@@ -11,14 +11,14 @@ import numpy as np
 
 from sparsync.reporting.figures.canvas import CARD, INK, WIDTH
 from sparsync.reporting.history import Floats
-from sparsync.reporting.palette import MARKS, Look
-from sparsync.reporting.palette import printable as printable
+from sparsync.reporting.palette import MARKS, Look, code, short_names, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DASHED: tuple[float, ...] = (4, 3)
+_STRATEGIES = "strategies"  # a legend that a page has only once
 MAX_PANELS = 6  # strategies with a panel of their own, in one figure
 
 
@@ -63,6 +63,19 @@ def labels_below(figure: Figure, names: Mapping[str, str], look: Mapping[str, Lo
         handles.append(handle(INK, "", "-", dashes=DASHED))
         texts.append(reference)
     legend(figure, handles, texts, columns=columns_for(names))
+    figure.legends[-1].set_gid(_STRATEGIES)
+
+
+def without_strategies(figure: Figure) -> None:
+    """Take the strategies' names from below a figure, and leave that of its dashed line."""
+    for found in [one for one in figure.legends if one.get_gid() == _STRATEGIES]:
+        handles: list[Any] = found.legend_handles
+        entries = {text.get_text(): made for text, made in zip(found.get_texts(), handles, strict=True)}
+        kept = {text: made for text, made in entries.items() if made.get_color() == INK}
+        found.remove()
+        figure.set_figheight(figure.get_figheight() - legend_height({t: t for t in entries}) + 0.25 * len(kept))
+        if kept:
+            legend(figure, list(kept.values()), list(kept), columns=1)
 
 
 def legend_height(names: Mapping[str, str]) -> float:
@@ -78,7 +91,6 @@ def columns_for(names: Mapping[str, str]) -> int:
 
 def legend(figure: Figure, handles: list[Any], texts: list[str], columns: int, length: float = 2.6) -> None:
     """Put a legend below a figure."""
-    texts = [printable(text) for text in texts]
     texts = [f" {text}" if text.startswith("_") else text for text in texts]  # matplotlib would hide those names
     spaces = {"columnspacing": 1.4, "labelspacing": 0.35, "handletextpad": 0.5, "borderpad": 0.2}
     figure.legend(handles, texts, loc="outside lower left", ncols=columns, handlelength=length, **spaces)
@@ -141,6 +153,14 @@ def plain_number(value: float) -> str:
     return f"{value:g}"
 
 
-def clip(text: str, width: int) -> str:
-    """Cut a text off at a width."""
-    return text if len(text) <= width else text[: width - 1] + "…"
+def printable(text: str) -> str:
+    """Write codes for what the figures' font cannot draw: a label is a user's text."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
+    return "".join(c if font.get_char_index(ord(c)) else code(c) for c in visible(text))
+
+
+def drawn_names(labels: Sequence[str], width: int = 40) -> dict[str, str]:
+    """Return short names that the figures' font can draw."""
+    return short_names(labels, width, printable)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparsync.reporting.figures.canvas import styled
+from sparsync.reporting.figures.pieces import without_strategies
 from sparsync.reporting.history import Run
 
 if TYPE_CHECKING:
@@ -40,10 +41,11 @@ class Plot:
 
 
 def svg(plot: Plot, run: Run) -> str | None:
-    """Return one figure as SVG text, with names in it that no other figure of the page has."""
+    """Return one figure as SVG text for the page, which names the strategies, with names that no other figure has."""
     figure = plot.figure(run)
     if figure is None:
         return None
+    without_strategies(figure)
     buffer = io.StringIO()
     with styled(salt=plot.name):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

@@ -9,11 +9,20 @@ import numpy as np
 from sparsync.reporting.figures.canvas import CARD, INK, SOFT, new_axes, new_figure
 from sparsync.reporting.figures.curves import Curve, draw_seeds
 from sparsync.reporting.figures.panels import Panel, noted, stacked
-from sparsync.reporting.figures.pieces import DASHED, MAX_PANELS, count, count_ticks, handle, legend, percent, printable
+from sparsync.reporting.figures.pieces import (
+    DASHED,
+    MAX_PANELS,
+    count,
+    count_ticks,
+    drawn_names,
+    handle,
+    legend,
+    percent,
+)
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.figures.variance import draw_checks
 from sparsync.reporting.history import Checks, Rounds, Run
-from sparsync.reporting.palette import Look, looks, short_names
+from sparsync.reporting.palette import Look, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +46,7 @@ def variance_by_round(run: Run) -> Figure | None:
     if not found:
         return None
     shown = dict(list(found.items())[:MAX_PANELS])
-    names, look = short_names(list(shown), 60), looks(run.labels)
+    names, look = drawn_names(list(shown), 60), looks(run.labels)
     with_epochs = [np.isfinite(rounds.of("epochs")).any() for rounds in shown.values()]
     heights = [height for more in with_epochs for height in ((1.5, 0.65) if more else (1.5,))]
     figure = new_figure(1.1 + sum(height + 0.3 for height in heights))
@@ -48,7 +57,7 @@ def variance_by_round(run: Run) -> Figure | None:
         estimate, threshold, variance = (rounds.of(key) for key in ("estimate", "threshold", "variance"))
         checks = Checks(rounds.number, estimate, threshold, np.zeros(len(rounds), bool), variance)
         draw_checks(axes, checks, slice(None), look[label].colour)
-        axes.set_title(f"{printable(names[label])}\nvariance of the clients' models", fontsize=10)
+        axes.set_title(f"{names[label]}\nvariance of the clients' models", fontsize=10)
         place += 1
         if more:
             axes.tick_params(axis="x", labelbottom=False)

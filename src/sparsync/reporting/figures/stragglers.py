@@ -8,19 +8,11 @@ import numpy as np
 
 from sparsync.reporting.figures.batches import with_clients
 from sparsync.reporting.figures.canvas import INK, LINE, SOFT, new_axes, new_figure
-from sparsync.reporting.figures.pieces import (
-    MAX_PANELS,
-    count,
-    count_ticks,
-    handle,
-    legend,
-    max_ticks,
-    printable,
-)
+from sparsync.reporting.figures.pieces import MAX_PANELS, count, count_ticks, drawn_names, handle, legend, max_ticks
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.figures.variance import thinned
 from sparsync.reporting.history import Floats, Ints, Run, Steps
-from sparsync.reporting.palette import Look, looks, short_names
+from sparsync.reporting.palette import Look, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +39,7 @@ def stragglers(run: Run) -> Figure | None:
     if not found:
         return None
     shown = dict(list(found.items())[:MAX_PANELS])
-    names = short_names(list(shown), 48)
+    names = drawn_names(list(shown), 48)
     clients = np.unique(np.concatenate([steps.asked[:, 1] for steps in shown.values()]))
     parts = {label: _parts(steps, clients) for label, steps in shown.items()}
     named, blamed = _of_interest(list(parts.values()))
@@ -64,7 +56,7 @@ def stragglers(run: Run) -> Figure | None:
         right = new_axes(figure, grid[place, 1], sharex=first[1])
         first = first[0] or left, first[1] or right
         _times(left, steps, epochs, colours)
-        left.set_title(printable(names[label]), fontsize=9.5)
+        left.set_title(names[label], fontsize=9.5)
         _bars(right, parts[label], clients, named, colours)
         right.set_title("" if place else "by client", fontsize=9.5)
         for axes in (left, right):

@@ -12,6 +12,7 @@ from sparsync.reporting.figures.canvas import INK, SOFT, new_axes, new_figure
 from sparsync.reporting.figures.pieces import (
     columns_for,
     count,
+    drawn_names,
     handle,
     legend,
     legend_height,
@@ -26,7 +27,7 @@ from sparsync.reporting.figures.pieces import (
 )
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.history import Floats, Result, Run
-from sparsync.reporting.palette import Look, looks, short_names, shortened
+from sparsync.reporting.palette import Look, looks, shortened
 from sparsync.reporting.sweeps import Sweep, references, sweeps
 from sparsync.reporting.units import human_bytes, human_percent
 
@@ -57,7 +58,7 @@ def trade_off(run: Run) -> Figure | None:
     shown, look = dict(list(found.items())[:_MOST]), looks(run.labels)
     curves = [sweep for several in shown.values() for sweep in several]
     plain = dict.fromkeys(label for several in shown.values() for label in _held_against(run, several))
-    names = short_names([*(sweep.name for sweep in curves), *plain])
+    names = drawn_names([*(sweep.name for sweep in curves), *plain])
     panels = {key: _quantities(run, several) for key, several in shown.items()}
     rows = sum(map(len, panels.values()))
     figure = new_figure(0.3 + 1.75 * rows + 0.25 * len(shown) + legend_height(names))

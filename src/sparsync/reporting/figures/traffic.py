@@ -6,10 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from sparsync.reporting.figures.canvas import CARD, SOFT, new_axes, new_figure
-from sparsync.reporting.figures.pieces import handle, legend, log_ticks, printable
+from sparsync.reporting.figures.pieces import drawn_names, handle, legend, log_ticks, printable
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.history import Run
-from sparsync.reporting.palette import MARKS, looks, short_names
+from sparsync.reporting.palette import MARKS, looks
 from sparsync.reporting.summary import kinds, rows
 from sparsync.reporting.units import human_bytes
 
@@ -23,7 +23,7 @@ def bytes_by_kind(run: Run) -> Figure | None:
     values = [s.mean for row in table for book in (row.bytes, row.paper_bytes) for s in book.values() if s.mean > 0]
     if not values:
         return None
-    names, look = short_names([row.label for row in table], 54), looks(run.labels)
+    names, look = drawn_names([row.label for row in table], 54), looks(run.labels)
     found = kinds(tuple(table))
     marks = [MARKS[i % len(MARKS)] for i in range(len(found))]
     figure = new_figure(0.75 + 0.66 * len(table) + 0.25 * math.ceil(len(found) / 4))
@@ -34,7 +34,7 @@ def bytes_by_kind(run: Run) -> Figure | None:
     ticks = []
     for i, row in enumerate(table):
         top, colour = 3.3 * i, look[row.label].colour
-        name = printable(names[row.label])
+        name = names[row.label]
         axes.text(0.0, top, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5)
         for j, (way, book) in enumerate((("wire", row.bytes), ("paper", row.paper_bytes))):
             y = top + 0.95 * (j + 1)
@@ -59,7 +59,7 @@ def bytes_by_kind(run: Run) -> Figure | None:
     log_ticks(axes, human_bytes)
     axes.set_xlabel("bytes, whole run")
     handles = [handle(SOFT, mark, "none") for mark in marks]
-    legend(figure, handles, list(found), columns=4, length=1.0)
+    legend(figure, handles, [printable(kind) for kind in found], columns=4, length=1.0)
     return figure
 
 

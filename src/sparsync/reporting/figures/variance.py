@@ -14,15 +14,15 @@ from sparsync.reporting.figures.pieces import (
     count,
     count_ticks,
     dashed,
+    drawn_names,
     handle,
     legend,
     log_ticks,
     plain_number,
-    printable,
 )
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.history import Checks, Floats, Run
-from sparsync.reporting.palette import looks, short_names
+from sparsync.reporting.palette import looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def variance_and_threshold(run: Run) -> Figure | None:
     shown = _with_checks(run)
     if not shown:
         return None
-    names, look, panels = short_names([label for label, _ in shown], 60), looks(run.labels), shown[:MAX_PANELS]
+    names, look, panels = drawn_names([label for label, _ in shown], 60), looks(run.labels), shown[:MAX_PANELS]
     windows = [_last_rounds(checks) for _, checks in panels]
     places = len(panels) + sum(window is not None for window in windows)
     figure = new_figure(0.8 + 1.95 * places)
@@ -48,7 +48,7 @@ def variance_and_threshold(run: Run) -> Figure | None:
         for part, start, stop in parts:
             axes = new_axes(figure, grid[place, 0])
             draw_checks(axes, checks, slice(start, stop), colour)
-            heading = f"{printable(names[label])}\n{part}: {_averagings(checks)}" if part == "whole run" else part
+            heading = f"{names[label]}\n{part}: {_averagings(checks)}" if part == "whole run" else part
             axes.set_title(heading, fontsize=10)
             place += 1
     axes.set_xlabel("step")

@@ -797,9 +797,9 @@ def test_what_no_loop_of_your_own_can_do(spec: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "file", "says"),
     [
-        (["--strategy", "hadfl:members=3"], "", "sparsync: hadfl: members=3 of 2 workers; ask for at most all of them"),
-        (["--strategy", "hadfl", "--topology", "star"], "", "sparsync: hadfl: workers pass models to one another; use"),
-        (["--strategy", "hadfl"], "[profile]\nstep_seconds = 0", "sparsync: hadfl: on this profile a local step takes"),
+        (["--strategy", "hadfl:members=3"], "", ": hadfl: members=3 of 2 workers; ask for at most all of them"),
+        (["--strategy", "hadfl", "--topology", "star"], "", ": hadfl: workers pass models to one another; use"),
+        (["--strategy", "hadfl"], "[profile]\nstep_seconds = 0", ": hadfl: on this profile a local step takes"),
     ],
 )
 def test_wrong_inputs_are_one_line_on_the_terminal(

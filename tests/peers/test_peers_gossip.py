@@ -519,4 +519,4 @@ def test_an_impossible_graph_ends_all_processes_in_one_line(tmp_path: Path, spar
     done = sparsync(*fixed, "--strategy", "gossip:graph=(0-1,2-3)")
     assert done.returncode
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("sparsync: graph: no link leads from 0, 1 to the other workers")
+    assert line.startswith("sparsync: strategy 'gossip:graph=(0-1,2-3)': graph: no link leads from 0, 1 to the other")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +18,7 @@ import torch
 from sparsync.assembly import Setting, step_seconds
 from sparsync.engines.devices import Switchboard
 from sparsync.engines.links import meet
-from sparsync.engines.processes import choose, run, under_torchrun
+from sparsync.engines.processes import choose, run, stopping, under_torchrun
 from sparsync.engines.remote import RemoteSite
 from sparsync.engines.serving import RemoteClients
 from sparsync.errors import UsageError
@@ -59,13 +57,13 @@ def compare(
         If the user stopped it; `resume` goes on.
     """
     folder = Path(folder)
+    processes, profile = choose(experiment.processes, experiment.workers), experiment.profile
     if _rank() == 0:
         if (folder / "run.json").exists():
             raise UsageError(
                 f"{folder} already holds a run; `sparsync resume {folder}` goes on with it, or name another"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        processes, profile = choose(experiment.processes, experiment.workers), experiment.profile
         (folder / "experiment.toml").write_text(to_toml(experiment))
         write_json(
             folder / "run.json",
@@ -161,13 +159,19 @@ def _session(group: Group, order: Order) -> None:
     task = Task(dataset, experiment.model)
     timed = experiment if order.board else _timed(experiment, order.folder, task, group)
     if group.size == 1 or not _served(experiment):
-        _compare(group, order, timed, task, lambda _: Site)
+        _compare(group, order, timed, task, lambda *_: Site)
         group.barrier()
         return
     links, inbox = meet(group, experiment.workers)
     if group.rank == 0:
         try:
-            _compare(Alone(), order, timed, task, lambda run: partial(RemoteSite, links=links, run=run))
+            _compare(
+                Alone(),
+                order,
+                timed,
+                task,
+                lambda run, asked: partial(RemoteSite, links=links, run=run, stopping=asked),
+            )
         finally:
             for link in links.values():
                 link.bye()
@@ -236,12 +240,19 @@ def _clients_of(experiment: Experiment, task: Task, count: int, run: int) -> Sit
 
 
 def _compare(
-    group: Group, order: Order, experiment: Experiment, task: Task, site: Callable[[int], Callable[..., Site]]
+    group: Group,
+    order: Order,
+    experiment: Experiment,
+    task: Task,
+    site: Callable[[int, Callable[[], bool]], Callable[..., Site]],
 ) -> None:
-    """Train every strategy with every seed, unless that has been done; `site` is where, by the number of the run."""
+    """Train every strategy with every seed, unless that has been done.
+
+    `site` is where, by the number of the run and whether the user has asked to stop.
+    """
     folder, dataset = order.folder, task.dataset
     records = Records(folder, order.experiment, group)
-    with _stopping() as stopping, _watched(order, group) as watcher:
+    with stopping() as asked, _watched(order, group) as watcher:
         for i, seed in enumerate(experiment.seeds):
             labels = dataset.train.labels.numpy()
             parts = partition(experiment.partition, labels, experiment.workers, seed)
@@ -251,30 +262,9 @@ def _compare(
                 write_json(folder / "partition.json", names)
             for j, label in enumerate(experiment.strategies):
                 if (label, seed) not in records.results:
-                    kind = site(i * len(experiment.strategies) + j)
+                    kind = site(i * len(experiment.strategies) + j, asked)
                     setting = Setting(experiment, task, parts, seed, group, kind, order.board)
-                    Run(setting, label, records, watcher, stopping).complete()
-
-
-@contextmanager
-def _stopping() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C (or SIGTERM) once: finish the step, save, stop. Twice: at once."""
-    asked = threading.Event()
-
-    def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
-            signal.default_int_handler(number, frame)
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+                    Run(setting, label, records, watcher, asked).complete()
 
 
 @contextmanager

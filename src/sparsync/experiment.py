@@ -22,7 +22,7 @@ from sparsync.strategies import STRATEGIES
 from sparsync.system import DELAYS, Profile, System
 from sparsync.task import DATASETS, PARTITIONS
 from sparsync.wire.dense import Precision
-from sparsync.workers import OPTIMIZERS, SCHEDULES
+from sparsync.workers import SCHEDULES, check_optimizer
 from sparsync.workers.batches import Order
 from sparsync.workers.fleet import BuffersPolicy
 
@@ -180,7 +180,7 @@ class Experiment(BaseModel):
         if spec.imported(self.data, DATASETS) is None:
             DATASETS[spec.parse(self.data).name]
         PARTITIONS[spec.parse(self.partition).name]
-        OPTIMIZERS.build(self.optimizer, [torch.nn.Parameter(torch.zeros(1))])
+        check_optimizer(self.optimizer)
         SCHEDULES.build(self.schedule)
         System.of(self.profile, self.workers)
         self.federation.cohort_of(self.workers)

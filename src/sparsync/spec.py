@@ -198,6 +198,28 @@ class Registry(Generic[T]):
         UsageError
             If the name or a parameter is unknown, or a value has the wrong type or range.
         """
+        entry, given = self._asked(spec)
+        if inspect.isclass(entry.factory):  # a `config`, which checks itself
+            try:
+                return entry.factory(*context, **given)
+            except UsageError as error:
+                said = str(error).removeprefix(f"{entry.factory.__name__}: ")
+                raise UsageError(f"{self.kind} {entry.name!r}: {said}") from None
+        return entry.factory(*context, **self._validated(entry, given))
+
+    def check(self, spec: str | Spec) -> Entry[T]:
+        """Return the entry of a spec whose function, which is not called, would be given what it expects.
+
+        Raises
+        ------
+        UsageError
+            As `build`.
+        """
+        entry, given = self._asked(spec)
+        self._validated(entry, given)
+        return entry
+
+    def _asked(self, spec: str | Spec) -> tuple[Entry[T], dict[str, Any]]:
         parsed = parse(spec) if isinstance(spec, str) else spec
         entry = self[parsed.name]
         known = {parameter.name: parameter for parameter in entry.parameters}
@@ -205,21 +227,13 @@ class Registry(Generic[T]):
             if key not in known:
                 valid = ", ".join(known) or "none at all"
                 raise UsageError(f"{self.kind} {parsed.name!r} has no parameter {key!r}: its parameters are {valid}")
-        given: dict[str, Any] = {
-            key: None if value.lower() == "none" else value for key, value in parsed.parameters.items()
-        }
-        where = f"{self.kind} {parsed.name!r}: "
-        checks_itself = inspect.isclass(entry.factory)  # a `config`
-        if checks_itself:
-            try:
-                return entry.factory(*context, **given)
-            except UsageError as error:
-                raise UsageError(where + str(error).removeprefix(f"{entry.factory.__name__}: ")) from None
+        return entry, {key: None if value.lower() == "none" else value for key, value in parsed.parameters.items()}
+
+    def _validated(self, entry: Entry[T], given: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            given = _validated(entry, given)
+            return _validated(entry, given)
         except ValidationError as error:
-            raise UsageError(where + explain(error)) from None
-        return entry.factory(*context, **given)
+            raise UsageError(f"{self.kind} {entry.name!r}: {explain(error)}") from None
 
 
 def _validated(entry: Entry[Any], given: Mapping[str, Any]) -> dict[str, Any]:

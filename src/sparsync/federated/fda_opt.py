@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsync.errors import UsageError
 from sparsync.federated.fedavg import FedAvg
@@ -27,7 +27,7 @@ from sparsync.sketch import Sketch
 from sparsync.spec import config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import kinds_of
-from sparsync.workers import OPTIMIZERS, Client
+from sparsync.workers import OPTIMIZERS, Client, check_optimizer
 
 _START, _GO_ON, _SEND = 0, 1, 2  # what the server asks the cohort to do
 _WHERE = ("threshold", "groups", "cohort", "asked", "steps", "epochs")  # of the state, besides model and optimiser
@@ -65,7 +65,7 @@ class FDAOpt(FedAvg):
     def _checked(self) -> FDAOpt:
         if self.depth % 2 == 0:
             raise ValueError(f"depth={self.depth}: give an odd number, whose median is one of the rows")
-        OPTIMIZERS.build(self.server, [nn.Parameter(torch.zeros(1))])
+        check_optimizer(self.server)
         return self
 
     def check_codecs(self) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import nn
 
 from sparsync.errors import UsageError
 from sparsync.spec import config
-from sparsync.workers import OPTIMIZERS, SCHEDULES, LocalWork
+from sparsync.workers import SCHEDULES, LocalWork, check_optimizer
 
 
 @config
@@ -66,7 +64,7 @@ class Federation:
             raise ValueError("give either cohort (clients per round) or participation (their fraction), not both")
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give either epochs or steps of local work, not both")
-        OPTIMIZERS.build(self.optimizer, [nn.Parameter(torch.zeros(1))])
+        check_optimizer(self.optimizer)
         SCHEDULES.build(self.schedule)
         return self
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import nn
 
 from sparsync.spec import config
 from sparsync.system import DELAYS
-from sparsync.workers import OPTIMIZERS, SCHEDULES
+from sparsync.workers import SCHEDULES, check_optimizer
 
 
 @config
@@ -52,7 +50,7 @@ class Split:
 
     @model_validator(mode="after")
     def _checked(self) -> Split:
-        OPTIMIZERS.build(self.optimizer, [nn.Parameter(torch.zeros(1))])
+        check_optimizer(self.optimizer)
         SCHEDULES.build(self.schedule)
         DELAYS[self.delays.partition(":")[0].strip()]
         return self

@@ -4,7 +4,7 @@ from sparsync.workers.client import Bench, Client, LocalWork, ModelVector, Trans
 from sparsync.workers.fleet import Fleet, Model
 from sparsync.workers.group import Alone, Apart, Group
 from sparsync.workers.layout import Arena, Layout
-from sparsync.workers.optimizers import OPTIMIZERS
+from sparsync.workers.optimizers import OPTIMIZERS, check_optimizer
 from sparsync.workers.schedules import SCHEDULES
 from sparsync.workers.training import Learner, LocalTraining
 
@@ -25,4 +25,5 @@ __all__ = [
     "Model",
     "ModelVector",
     "Transform",
+    "check_optimizer",
 ]

@@ -62,3 +62,15 @@ def adamw(
 ) -> Optimizer:
     """AdamW: Adam with decoupled weight decay."""
     return torch.optim.AdamW(rows, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=True)
+
+
+def check_optimizer(spec: str) -> None:
+    """Refuse a spec that no optimiser can be built from. Torch's own are not built: that loads its compiler.
+
+    Raises
+    ------
+    UsageError
+        If so.
+    """
+    if OPTIMIZERS.check(spec).factory.__module__ != __name__:
+        OPTIMIZERS.build(spec, [nn.Parameter(torch.zeros(1))])

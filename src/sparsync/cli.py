@@ -30,8 +30,8 @@ FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
 def main() -> None:
     """Run the command line; a mistake of the user's is one line on standard error and a non-zero exit."""
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # where package.module:function looks first, as under python -m
+    here = os.getcwd()
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", here)] + [here]  # after what is installed
     with _reported():
         app()
 

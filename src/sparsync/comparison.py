@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,7 +17,7 @@ import torch
 from sparsync.assembly import Setting, step_seconds
 from sparsync.engines.devices import Switchboard
 from sparsync.engines.links import meet
-from sparsync.engines.processes import choose, run, under_torchrun
+from sparsync.engines.processes import choose, run, stopping, under_torchrun
 from sparsync.engines.remote import RemoteSite
 from sparsync.engines.serving import RemoteClients
 from sparsync.errors import UsageError
@@ -186,13 +184,19 @@ def _session(group: Group, order: Order) -> None:
     _begin(order, task, group)
     timed = experiment if order.board else _timed(experiment, order.folder, task, group)
     if group.size == 1 or not _served(experiment):
-        _compare(group, order, timed, task, lambda _: Site)
+        _compare(group, order, timed, task, lambda *_: Site)
         group.barrier()
         return
     links, inbox = meet(group, experiment.workers)
     if group.rank == 0:
         try:
-            _compare(Alone(), order, timed, task, lambda run: partial(RemoteSite, links=links, run=run))
+            _compare(
+                Alone(),
+                order,
+                timed,
+                task,
+                lambda run, asked: partial(RemoteSite, links=links, run=run, stopping=asked),
+            )
         finally:
             for link in links.values():
                 link.bye()
@@ -293,16 +297,23 @@ def _clients_of(experiment: Experiment, task: Task, count: int, run: int) -> Sit
 
 
 def _compare(
-    group: Group, order: Order, experiment: Experiment, task: Task, site: Callable[[int], Callable[..., Site]]
+    group: Group,
+    order: Order,
+    experiment: Experiment,
+    task: Task,
+    site: Callable[[int, Callable[[], bool]], Callable[..., Site]],
 ) -> None:
-    """Train every strategy with every seed, unless that has been done; `site` is where, by the number of the run."""
+    """Train every strategy with every seed, unless that has been done.
+
+    `site` is where, by the number of the run and whether the user has asked to stop.
+    """
     folder, dataset = order.folder, task.dataset
     records = Records(folder, order.experiment, group)
     if order.board is None:  # real devices train one strategy, and call before it is assembled
         runs = [(label, seed) for seed in experiment.seeds for label in experiment.strategies]
         undone = dict.fromkeys(label for label, seed in runs if (label, seed) not in records.results)
         _rehearse(experiment, task, group, undone)
-    with _stopping() as stopping, _watched(order, group) as watcher:
+    with stopping() as asked, _watched(order, group) as watcher:
         if watcher and dataset.note:
             watcher.noted(dataset.note)
         for i, seed in enumerate(experiment.seeds):
@@ -314,9 +325,9 @@ def _compare(
                 write_json(folder / "partition.json", names)
             for j, label in enumerate(experiment.strategies):
                 if (label, seed) not in records.results:
-                    kind = site(i * len(experiment.strategies) + j)
+                    kind = site(i * len(experiment.strategies) + j, asked)
                     setting = Setting(experiment, task, parts, seed, group, kind, order.board)
-                    Run(setting, label, records, watcher, stopping).complete()
+                    Run(setting, label, records, watcher, asked).complete()
 
 
 def _rehearse(experiment: Experiment, task: Task, group: Group, labels: Iterable[str]) -> None:
@@ -343,27 +354,6 @@ def _rehearse(experiment: Experiment, task: Task, group: Group, labels: Iterable
             refused.setdefault(str(error), []).append(label)
     if refused:
         raise UsageError("; ".join(f"strategy {', '.join(map(repr, who))}: {why}" for why, who in refused.items()))
-
-
-@contextmanager
-def _stopping() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C (or SIGTERM) once: finish the step, save, stop. Twice: at once."""
-    asked = threading.Event()
-
-    def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
-            signal.default_int_handler(number, frame)
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import nn
 
 from sparsync import Experiment, compare, resume
 from sparsync.assembly import Setting
-from sparsync.engines import Action, EpochLoop, pace
+from sparsync.engines import Action, EpochLoop
 from sparsync.engines.checkpoint import Checkpoint
 from sparsync.errors import Interrupted
 from sparsync.task import Dataset, Task, load_dataset
@@ -158,8 +158,7 @@ DIGITS = Experiment(
 
 
 @pytest.mark.parametrize("steps", [5, 30])
-def test_ctrl_c_in_the_middle_of_an_epoch(tmp_path, monkeypatch, results, steps):
-    monkeypatch.setattr(pace, "_ASK_EVERY", 0)  # ask for signals after every step
+def test_ctrl_c_in_the_middle_of_an_epoch(tmp_path, results, steps):
     whole, folder = tmp_path / "whole", tmp_path / "stopped"
     compare(DIGITS, whole)
 

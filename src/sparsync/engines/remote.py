@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ from sparsync.engines.messages import (
     unpack_seconds,
     unpack_state,
 )
-from sparsync.errors import PayloadError, SparsyncError, UsageError
+from sparsync.errors import Interrupted, PayloadError, SparsyncError, UsageError
 from sparsync.randomness import generator
 from sparsync.split import Row, Site
 from sparsync.split.channel import Delivery
@@ -37,6 +37,8 @@ from sparsync.split.crossing import Crossing, Unanswered
 from sparsync.split.schedule import Floats, Ints, Schedule
 from sparsync.task import evaluating
 from sparsync.wire import unpack_parcel
+
+_LOOK_UP = 0.2  # seconds of waiting for a client, until the server looks whether it is to stop
 
 
 class RemoteSite(Site):
@@ -50,15 +52,23 @@ class RemoteSite(Site):
         Number of the run among those that the clients know.
     patience : float
         Seconds after which a client that says nothing is given up.
+    stopping : callable, optional
+        Whether the user has asked to stop.
     **options
         As of `Site`.
     """
 
     def __init__(
-        self, *given: Any, links: Mapping[int, Link], run: int, patience: float = 600.0, **options: Any
+        self,
+        *given: Any,
+        links: Mapping[int, Link],
+        run: int,
+        patience: float = 600.0,
+        stopping: Callable[[], bool] = lambda: False,
+        **options: Any,
     ) -> None:
         super().__init__(*given, **options)
-        self.links, self.run, self.patience = dict(links), run, patience
+        self.links, self.run, self.patience, self.stopping = dict(links), run, patience, stopping
         self.deadline = None  # of virtual time; the real one is looked after here
         self._owed = dict.fromkeys(links, 0)  # answers that will come too late
         self._seen = np.zeros_like(self.histograms)
@@ -292,9 +302,16 @@ class RemoteSite(Site):
         """What a client answers until then, or as long as patience lasts; None if it is late, or lost."""
         end = time.monotonic() + self.patience if end is None else end
         while client in self.links:
+            left = max(0.0, end - time.monotonic())
             try:
-                frame = self.links[client].inbox.get(timeout=max(0.0, end - time.monotonic()))
+                frame = self.links[client].inbox.get(timeout=min(left, _LOOK_UP))
             except queue.Empty:
+                if self.stopping():
+                    raise Interrupted(
+                        f"stopped while client {client} was awaited; `sparsync resume` goes on from the last checkpoint"
+                    ) from None
+                if left > _LOOK_UP:
+                    continue
                 if late:
                     self._owed[client] += 1
                 else:

@@ -45,8 +45,8 @@ def svg(plot: Plot, run: Run) -> str | None:
     figure = plot.figure(run)
     if figure is None:
         return None
-    without_strategies(figure)
     buffer = io.StringIO()
     with styled(salt=plot.name):
+        without_strategies(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

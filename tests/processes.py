@@ -21,7 +21,15 @@ GIVEN_UP = 1800.0
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
-    ["failing", "sparsync.cli", "sparsync.comparison", "sparsync.deployment", "sklearn.datasets", "torch._dynamo"]
+    [
+        "failing",
+        "sparsync.cli",
+        "sparsync.comparison",
+        "sparsync.deployment",
+        "sparsync.registries",
+        "sklearn.datasets",
+        "torch._dynamo",
+    ]
 )
 
 
@@ -68,7 +76,7 @@ def _be(arguments: list[str], environment: dict[str, str], here: Path, out: Path
     sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
-        importlib.import_module(f"{arguments[1]}.cli").main()
+        importlib.import_module(f"{arguments[1]}.__main__").main()
     else:
         sys.argv = arguments
         sys.path.insert(0, str(Path(arguments[0]).parent))

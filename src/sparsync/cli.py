@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from sparsync import catalogue
+from sparsync import settings as written
 from sparsync.errors import Interrupted, SparsyncError, UsageError
+from sparsync.progress import tell
 from sparsync.storage import file_name
 
 app = typer.Typer(
@@ -30,8 +33,12 @@ FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
 def main() -> None:
     """Run the command line; a mistake of the user's is one line on standard error and a non-zero exit."""
-    here = os.getcwd()
-    sys.path[:] = [entry for entry in sys.path if entry not in ("", here)] + [here]  # after what is installed
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the program)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a terminal cannot show costs no result
     with _reported():
         app()
 
@@ -49,6 +56,8 @@ def _reported() -> Iterator[None]:
     except KeyboardInterrupt:
         _say("sparsync: stopped")
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever read it has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes at its end
 
 
 def _say(line: str) -> None:
@@ -123,9 +132,6 @@ def compare(
     draw: Annotated[bool, typer.Option("--report/--no-report", help="Draw figures and write report.html.")] = True,
 ) -> None:
     """Train one task under several strategies, and compare what each cost for the accuracy it reached."""
-    from sparsync import comparison, study
-    from sparsync.experiment import build, read
-
     flags: dict[str, Any] = {
         "data": data,
         "data_root": data_root,
@@ -159,19 +165,24 @@ def compare(
         "optimizer": client_optimizer,
     }
     source = str(experiment) if experiment else ""
-    settings = read(experiment) if experiment else {}
-    variants = study.variants(settings, source)
-    _say_code(source, [settings, *(variants or {}).values()])
-    for own in variants.values() if variants else [settings]:
+    settings = written.read(experiment) if experiment else {}
+    variants = written.variants(settings, source)
+    for name, own in variants.items() if variants else [("", settings)]:
         own.update({key: value for key, value in flags.items() if value is not None})
         _override(own, {key: value for key, value in federation.items() if value is not None})
+        written.check(own, f"variant {name}" if name else source)
+    _say_code(source, [settings, *(variants or {}).values()])
+    tell("loading torch")
+    from sparsync import comparison, study
+    from sparsync.experiment import build
+
     if variants and experiment:
         with _folder(out, experiment.stem) as folder:
-            _finish(study.compare(variants, folder, watch), draw)
+            _finish(study.compare(variants, folder, comparison.watch), draw)
         return
     made = build(settings, source)
     with _folder(out, experiment.stem if experiment else made.data.partition(":")[0]) as folder:
-        _finish([(folder, comparison.compare(made, folder, watch))], draw)
+        _finish([(folder, comparison.compare(made, folder, comparison.watch))], draw)
 
 
 @app.command()
@@ -180,18 +191,22 @@ def resume(
     draw: Annotated[bool, typer.Option("--report/--no-report", help="Draw figures and write report.html.")] = True,
 ) -> None:
     """Go on with a run where its last checkpoint is; the end is the same, bit for bit."""
+    _is_folder(folder)
+    tell("loading torch")
     from sparsync import comparison, deployment, study
-    from sparsync.experiment import read
 
     several = study.parts(folder) is not None
     if several:
         _say_code(str(folder / "study.json"), study.read(folder).values())
     elif (file := folder / "experiment.toml").is_file():
-        _say_code(str(file), [read(file)])
+        _say_code(str(file), [written.read(file)])
     if deployment.is_coordinated(folder):
-        _finish([(folder, deployment.resume(folder, watch=watch, tell=_say))], draw)
+        _finish([(folder, deployment.resume(folder, watch=comparison.watch, tell=_say))], draw)
         return
-    _finish(study.resume(folder, watch) if several else [(folder, comparison.resume(folder, watch))], draw)
+    _finish(
+        study.resume(folder, comparison.watch) if several else [(folder, comparison.resume(folder, comparison.watch))],
+        draw,
+    )
 
 
 @app.command()
@@ -213,12 +228,13 @@ def coordinate(
     draw: Annotated[bool, typer.Option("--report/--no-report", help="Draw figures and write report.html.")] = True,
 ) -> None:
     """Train with HADFL on real machines: plan, and say who averages, for devices that `sparsync device` starts."""
-    from sparsync import deployment
+    made = _read(experiment, data_root)
+    from sparsync import comparison, deployment
 
-    made, _ = deployment.only(_read(experiment, data_root), strategy)
+    made, _ = deployment.only(made, strategy)
     site = deployment.Site(port, begin_with, silence, patience, here, slowdown)
     with _folder(out, experiment.stem) as folder:
-        _finish([(folder, deployment.coordinate(made, folder, site, watch=watch, tell=_say))], draw)
+        _finish([(folder, deployment.coordinate(made, folder, site, watch=comparison.watch, tell=_say))], draw)
 
 
 @app.command()
@@ -237,8 +253,6 @@ def device(
     threads: Annotated[int | None, typer.Option(help="Threads to compute with. Default: one per core.")] = None,
 ) -> None:
     """Be a device of HADFL on real machines, until its coordinator says that training is over."""
-    from sparsync import deployment
-
     rank = os.environ.pop("RANK", None)  # each device speaks for itself
     if number is None:
         if rank is None:
@@ -247,7 +261,10 @@ def device(
     host, _, port = coordinator.rpartition(":")
     if not host or not re.fullmatch(r"[0-9]{1,5}", port):
         raise UsageError(f"--coordinator {coordinator}: expected HOST:PORT, as in 192.168.1.10:29400")
-    made, hadfl = deployment.only(_read(experiment, data_root, device), strategy)
+    made = _read(experiment, data_root, device)
+    from sparsync import deployment
+
+    made, hadfl = deployment.only(made, strategy)
     deployment.serve(
         made,
         hadfl,
@@ -270,6 +287,7 @@ def report(
     ] = None,
 ) -> None:
     """Draw the figures and write report.html again, from what the folder holds."""
+    _is_folder(folder)
     from sparsync import reporting, study
 
     parts = study.parts(folder)
@@ -288,20 +306,33 @@ def list_(
     ] = None,
 ) -> None:
     """Show all that has a name, from strategies to profile presets, with its parameters and their defaults."""
-    from sparsync import registries
-    from sparsync.experiment import import_modules
+    kinds = _registries(imports) if imports else catalogue.kinds()
+    print(catalogue.listed(kinds) if name is None else catalogue.described(kinds, name))
 
-    import_modules(imports or [])
-    print(registries.listed() if name is None else registries.described(name))
+
+def _is_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; name one that `sparsync compare --out FOLDER` has written")
+
+
+def _registries(imports: list[str]) -> catalogue.Kinds:
+    """All that has a name, with what modules of the user's register."""
+    from sparsync.experiment import import_modules
+    from sparsync.registries import KINDS
+
+    import_modules(imports)
+    return KINDS
 
 
 def _read(path: Path, data_root: Path | None, device: str | None = None) -> Any:
-    from sparsync.experiment import build, read
-
-    settings = read(path)
-    _say_code(str(path), [settings])
+    settings = written.read(path)
     if "variants" in settings:
         raise UsageError(f"{path}: a study; real devices train one variant, so write a file for that")
+    written.check(settings, str(path))
+    _say_code(str(path), [settings])
+    tell("loading torch")
+    from sparsync.experiment import build
+
     flags = {"data_root": data_root, "device": device}
     return build({**settings, **{key: value for key, value in flags.items() if value is not None}}, str(path))
 
@@ -317,23 +348,9 @@ def _override(settings: dict[str, Any], federation: dict[str, Any]) -> None:
     settings["federation"] = {**table, **federation}
 
 
-def watch(experiment: Any) -> Any:
-    """Return the live table of an experiment."""
-    from sparsync.reporting.live import LiveTable
-
-    return LiveTable(
-        experiment.steps,
-        len(experiment.seeds) > 1,
-        total_rounds=experiment.federation.rounds,
-        total_epochs=experiment.split.epochs,
-    )
-
-
 def _say_code(source: str, several: Iterable[dict[str, Any]]) -> None:
     """Say in one line which Python code a file names, before that runs."""
-    from sparsync.experiment import code
-
-    named = dict.fromkeys(name for settings in several for name in code(settings))
+    named = dict.fromkeys(name for settings in several for name in written.code(settings))
     if source and named:
         _say(f"{source} has Python code run: {', '.join(named)}")
 
@@ -390,20 +407,20 @@ def _finish(runs: Iterable[tuple[Path, dict[str, Any] | None]], draw: bool, targ
     for folder, summary in runs:
         if os.environ.get("RANK", "0") != "0":
             continue
+        from rich.console import Console
+
         from sparsync import reporting
 
         run = _loaded(folder, target)
+        if draw:  # first, since nobody may be reading what is printed
+            reporting.draw(run, folder)
+            page = reporting.write(folder, run)
         Console().print(reporting.table(run))
         print(reporting.headline(run))
         if draw:
-            reporting.draw(run, folder)
-            print(f"report: {reporting.write(folder, run)}")
+            print(f"report: {page}")
         failed += [one for one in (summary or {}).get("results", []) if one["error"]]
     for one in failed:
         print(f"sparsync: {one['label']} (seed {one['seed']}): {one['error']}", file=sys.stderr)
     if failed:
         sys.exit(FAILED)
-
-
-if __name__ == "__main__":
-    main()

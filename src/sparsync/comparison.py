@@ -21,11 +21,13 @@ from sparsync.engines.processes import choose, run, stopping, under_torchrun
 from sparsync.engines.remote import RemoteSite
 from sparsync.engines.serving import RemoteClients
 from sparsync.errors import UsageError
-from sparsync.experiment import Experiment, build, read, to_toml
+from sparsync.experiment import Experiment, build, to_toml
 from sparsync.identity import difference, identity, versions
 from sparsync.peers import Cadence, Follower
+from sparsync.progress import tell
 from sparsync.records import Records
 from sparsync.run import Run, Watcher
+from sparsync.settings import read
 from sparsync.split import Site, SplitStrategy
 from sparsync.storage import locked, remove, write_json, write_text
 from sparsync.task import Dataset, Task, counts, load_dataset, partition
@@ -44,6 +46,18 @@ class Order:
     watch: Callable[[Experiment], Any] | None  # builds a context manager that gives a Watcher, in rank 0's process
     board: Switchboard | None = None
     made: dict[str, Any] | None = None  # ``run.json`` of a run that is gone on with
+
+
+def watch(experiment: Any) -> Any:
+    """Return the live table of an experiment for whoever shows it."""
+    from sparsync.reporting.live import LiveTable
+
+    return LiveTable(
+        experiment.steps,
+        len(experiment.seeds) > 1,
+        total_rounds=experiment.federation.rounds,
+        total_epochs=experiment.split.epochs,
+    )
 
 
 def compare(
@@ -179,8 +193,12 @@ def _session(group: Group, order: Order) -> None:
     """Run all of a comparison, as one of its processes."""
     experiment = order.experiment
     experiment.import_modules()
+    if group.rank == 0:
+        tell(f"reading data {experiment.data!r}")
     dataset = load_dataset(experiment.data, experiment.data_root)
     task = Task(dataset, experiment.model)
+    if group.rank == 0:
+        tell(f"partitioning among {experiment.workers} workers")
     _begin(order, task, group)
     timed = experiment if order.board else _timed(experiment, order.folder, task, group)
     if group.size == 1 or not _served(experiment):
@@ -344,6 +362,8 @@ def _rehearse(experiment: Experiment, task: Task, group: Group, labels: Iterable
     setting = Setting(experiment, task, parts, experiment.seeds[0], group)
     task.module(setting.seed, setting.dtype)  # what all would be refused for is said once
     refused: dict[str, list[str]] = {}
+    if group.rank == 0:
+        tell(f"assembling {len(list(labels))} strategies")
     for label in labels:
         strategy = experiment.strategy(label)
         if isinstance(strategy, Follower) and strategy.match is not None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import tomllib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -19,6 +18,7 @@ from sparsync import spec
 from sparsync.errors import UsageError
 from sparsync.federated import Choosy, FederatedStrategy, Federation
 from sparsync.peers import Follower, PeerStrategy
+from sparsync.settings import split_label
 from sparsync.split import Split, SplitStrategy
 from sparsync.strategies import STRATEGIES
 from sparsync.system import DELAYS, Profile
@@ -52,7 +52,6 @@ Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 _NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of pairs, ends of lines
 _MOST_WORKERS, _MOST_PROCESSES, _MOST_SEEDS = 1_000_000, 1_000, 1_000
-_MOST_BYTES = 1 << 24  # of an experiment file
 
 
 class _Settings(BaseModel):
@@ -276,14 +275,6 @@ def check_device(name: str) -> None:
         raise UsageError(f"device: {name!r} cannot be used here ({reason}); cpu always can") from None
 
 
-def split_label(text: str) -> tuple[str, str]:
-    """``label=spec`` or just ``spec``, which is then its own label."""
-    head, equals, rest = text.partition("=")
-    if equals and ":" not in head:
-        return head.strip(), rest.strip()
-    return text.strip(), text.strip()
-
-
 def check_labels(labels: Iterable[str]) -> None:
     """Refuse labels that cannot be shown, or told apart where they are.
 
@@ -343,41 +334,12 @@ def _unknown_key(table: Any, *path: str) -> UsageError:
     return spec.unknown(f"[{where}] key" if where else "key", name, sorted(inspect.signature(table).parameters))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Settings of an experiment file.
-
-    Raises
-    ------
-    UsageError
-        If there is no such file, or it is not TOML.
-    """
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise UsageError(f"{path}: more than {_MOST_BYTES >> 20} MiB; give the path of an experiment file (TOML)")
-        return tomllib.loads(text.decode())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}; give the path of an experiment file (TOML)") from None
-    except UsageError:
-        raise
-    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
-        raise UsageError(f"{path}: not valid TOML: {str(error).partition(';')[0]}") from None
-    except RecursionError:
-        raise UsageError(f"{path}: not valid TOML: nested too deeply") from None
-
-
 def to_toml(experiment: Experiment) -> str:
     """Return the experiment as a file that `read` reads back; what is not set is left out."""
     return tomli_w.dumps(experiment.model_dump(mode="json", exclude_none=True))
 
 
-def code(settings: Mapping[str, Any]) -> list[str]:
-    """Name the Python code that settings have imported and run, before they do: ``data 'os:system'``."""
-    named = [
-        f"{key} {text!r}"
-        for key, registry in (("data", DATASETS), ("model", MODELS))
-        if isinstance(text := settings.get(key), str) and spec.is_code(text, registry)
-    ]
-    imports = settings.get("imports")
-    return named + [f"imports {name!r}" for name in (imports if isinstance(imports, list) else [])]
+def keys() -> dict[str, list[str]]:
+    """Return the keys of an experiment file by table, its own under ``""``."""
+    tables: dict[str, Any] = {"": Experiment, "federation": Federation, "split": Split, "profile": Profile}
+    return {table: list(inspect.signature(model).parameters) for table, model in tables.items()}

@@ -143,10 +143,11 @@ class Parameter:
     required: bool
 
     def __str__(self) -> str:
-        return f"{self.name} (required)" if self.required else f"{self.name}={_shown(self.default)}"
+        return f"{self.name} (required)" if self.required else f"{self.name}={default_text(self.default)}"
 
 
-def _shown(value: object) -> str:
+def default_text(value: object) -> str:
+    """Return a default as it is shown and can be given in a spec."""
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 

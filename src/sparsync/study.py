@@ -7,7 +7,6 @@ above, and of the tables ``federation``, ``split`` and ``profile`` only the keys
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,37 +14,11 @@ from typing import Any
 from sparsync import comparison
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment, build
+from sparsync.settings import variants
 from sparsync.storage import file_name, locked, read_json, remove, write_text
 from sparsync.task import Dataset, load_dataset
 
 _FILE = "study.json"
-_MERGED = ("federation", "split", "profile")
-
-
-def variants(settings: Mapping[str, Any], source: str = "") -> dict[str, dict[str, Any]] | None:
-    """Settings of every variant that an experiment file describes; None if it describes none.
-
-    Raises
-    ------
-    UsageError
-        If variants are not tables, or a name is none for a folder.
-    """
-    if "variants" not in settings:
-        return None
-    where = f"{source}: " if source else ""
-    given = settings["variants"]
-    if not isinstance(given, Mapping) or not given or not all(isinstance(own, Mapping) for own in given.values()):
-        raise UsageError(f"{where}variants: expected tables, as in [variants.iid], with what differs from the rest")
-    base = {key: value for key, value in settings.items() if key != "variants"}
-    made = {}
-    for name, own in given.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise UsageError(f"{where}variants: {name!r} is no name for a folder; use letters, digits and . _ -")
-        made[name] = {**base, **own}
-        for table in _MERGED:
-            if isinstance(base.get(table), Mapping) and isinstance(own.get(table), Mapping):
-                made[name][table] = {**base[table], **own[table]}
-    return made
 
 
 def compare(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsync.cli import main
+from sparsync.__main__ import main
 
 HERE = str(Path(__file__).parent)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsync.cli import main
+from sparsync.__main__ import main
 from sparsync.reporting import load
 
 Cli = Callable[..., tuple[int, str]]

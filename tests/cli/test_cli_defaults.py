@@ -11,8 +11,10 @@ import pytest
 import typer
 
 from sparsync import comparison
-from sparsync.cli import app, main
-from sparsync.experiment import DEFAULT_STRATEGIES, Experiment, build, read
+from sparsync.__main__ import main
+from sparsync.cli import app
+from sparsync.experiment import DEFAULT_STRATEGIES, Experiment, build
+from sparsync.settings import read
 
 ROOT = Path(__file__).parents[2]
 

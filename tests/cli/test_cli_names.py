@@ -10,7 +10,7 @@ import pytest
 
 import sparsync
 from sparsync import registries
-from sparsync.cli import main
+from sparsync.__main__ import main
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment
 from sparsync.spec import Registry

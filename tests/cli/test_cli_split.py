@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsync.cli import main
+from sparsync.__main__ import main
 
 
 @pytest.fixture

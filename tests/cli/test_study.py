@@ -9,6 +9,7 @@ import pytest
 from sparsync import study
 from sparsync.errors import UsageError
 from sparsync.experiment import build
+from sparsync.settings import variants as variants_of
 
 BASE: dict[str, Any] = {
     "model": "logistic",
@@ -29,18 +30,18 @@ TWO = {
 
 
 def test_a_variant_replaces_settings_and_merges_the_federation() -> None:
-    made = study.variants(TWO)
+    made = variants_of(TWO)
     assert made is not None
     assert list(made) == ["iid", "skewed"]
     assert made["iid"] == {**BASE, "partition": "iid"}
     assert made["skewed"]["federation"] == {"rounds": 3, "cohort": 2, "epochs": 1}
     assert made["skewed"]["strategies"] == ["synchronous"]
-    assert study.variants(BASE) is None
+    assert variants_of(BASE) is None
 
 
 def test_a_variant_merges_the_profile_key_by_key(tmp_path: Path) -> None:
     outages = [{"worker": 3, "at": 1.0}]
-    made = study.variants(
+    made = variants_of(
         {
             **BASE,
             "profile": {"preset": "iot", "latency": 0.5, "outages": [{"worker": 0, "at": 2.0}]},
@@ -55,7 +56,7 @@ def test_a_variant_merges_the_profile_key_by_key(tmp_path: Path) -> None:
 
 
 def test_a_variant_whose_table_is_none_is_refused_like_any_other() -> None:
-    made = study.variants({**BASE, "variants": {"odd": {"federation": 3}}})
+    made = variants_of({**BASE, "variants": {"odd": {"federation": 3}}})
     assert made is not None
     with pytest.raises(UsageError, match="federation: Input should be a dictionary"):
         build(made["odd"])
@@ -72,11 +73,11 @@ def test_a_variant_whose_table_is_none_is_refused_like_any_other() -> None:
 )
 def test_bad_variants(given: Any, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        study.variants({**BASE, "variants": given}, "file.toml")
+        variants_of({**BASE, "variants": given}, "file.toml")
 
 
 def test_a_study_runs_every_variant_in_its_folder_and_resumes(tmp_path: Path) -> None:
-    settings = study.variants(TWO)
+    settings = variants_of(TWO)
     assert settings is not None
     folder = tmp_path / "study"
     runs = study.compare(settings, folder)
@@ -96,7 +97,7 @@ def test_a_study_runs_every_variant_in_its_folder_and_resumes(tmp_path: Path) ->
 
 
 def test_a_wrong_variant_stops_the_study_before_anything_has_run(tmp_path: Path) -> None:
-    settings = study.variants({**BASE, "variants": {"good": {}, "bad": {"model": "nothing", "stepz": 3}}})
+    settings = variants_of({**BASE, "variants": {"good": {}, "bad": {"model": "nothing", "stepz": 3}}})
     assert settings is not None
     with pytest.raises(UsageError, match=r"variant bad: .*stepz"):
         list(study.compare(settings, tmp_path / "study"))
@@ -104,7 +105,7 @@ def test_a_wrong_variant_stops_the_study_before_anything_has_run(tmp_path: Path)
 
 
 def test_the_file_of_a_study_holds_every_variant_resolved(tmp_path: Path) -> None:
-    settings = study.variants(TWO)
+    settings = variants_of(TWO)
     assert settings is not None
     list(study.compare(settings, tmp_path))
     assert json.loads((tmp_path / "study.json").read_text()) == settings

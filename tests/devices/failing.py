@@ -22,7 +22,7 @@ from torch import Tensor
 
 from processes import GIVEN_UP
 from sparsync import assembly
-from sparsync.cli import main
+from sparsync.__main__ import main
 from sparsync.engines.devices import Device, Supervisor, supervisor
 from sparsync.engines.devices.words import (
     LAST_STEP,

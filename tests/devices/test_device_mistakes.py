@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sparsync.cli import main
+from sparsync.__main__ import main
 
 EXPERIMENT = """
 workers = 4

@@ -13,8 +13,9 @@ from safetensors.numpy import load_file
 
 from sparsync.comparison import compare
 from sparsync.engines.devices.words import LAST_STEP, Numbers
-from sparsync.experiment import build, read
+from sparsync.experiment import build
 from sparsync.hetero import RingPlan
+from sparsync.settings import read
 from sparsync.wire import HEADER_BYTES, Dense
 
 TAG_BYTES = 16

@@ -13,7 +13,7 @@ import struct
 import sys
 from pathlib import Path
 
-from sparsync.cli import main
+from sparsync.__main__ import main
 from sparsync.engines.links import Link
 
 counted = [0, 0]

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from small_runs import SETTING, small
 
-from sparsync import cli, comparison
-from sparsync.experiment import code
+from sparsync import comparison
+from sparsync.__main__ import main
 from sparsync.reporting import figures, report
+from sparsync.settings import code
 
 MODULE = (
     "from torch import nn\n\ndef build(inputs, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
@@ -29,7 +30,7 @@ def sparsync_here(
         monkeypatch.setattr(sys, "argv", ["sparsync", *arguments])
         monkeypatch.delitem(sys.modules, "model_of_a_file", raising=False)
         try:
-            cli.main()
+            main()
             status = 0
         except SystemExit as stop:
             status = int(stop.code or 0)

@@ -14,8 +14,11 @@ import pytest
 from small_runs import SETTING, small
 
 from sparsync import cli, comparison, study
+from sparsync.__main__ import main
 from sparsync.errors import UsageError
-from sparsync.experiment import Experiment, build, read
+from sparsync.experiment import Experiment, build
+from sparsync.settings import read
+from sparsync.settings import variants as variants_of
 from sparsync.storage import locked
 
 REFUSED: list[dict[str, Any]] = [
@@ -62,7 +65,7 @@ def test_who_comes_second_before_anything_is_written(tmp_path: Path) -> None:
 
 
 def test_studies_are_locked_too(tmp_path: Path) -> None:
-    variants = study.variants({**SETTING, "steps": 2, "variants": {"one": {}, "two": {}}})
+    variants = variants_of({**SETTING, "steps": 2, "variants": {"one": {}, "two": {}}})
     assert variants is not None
     folder = tmp_path / "study"
     runs = study.compare(variants, folder)
@@ -127,7 +130,7 @@ def test_a_refusal_costs_no_result(stopped: Callable[..., Path]) -> None:
 def test_a_study_that_is_refused_can_be_corrected(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     for workers in (1800, 2):
-        variants = study.variants({**SETTING, "steps": 2, "workers": workers, "variants": {"one": {}}})
+        variants = variants_of({**SETTING, "steps": 2, "workers": workers, "variants": {"one": {}}})
         assert variants is not None
         if workers == 1800:
             with pytest.raises(UsageError, match="1800"):
@@ -154,7 +157,7 @@ def test_a_refused_command_leaves_no_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["sparsync", "compare", "--processes", "1", "--no-report", *arguments])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main()
     assert stop.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
@@ -166,6 +169,6 @@ def test_a_folder_that_is_a_file(tmp_path: Path, out: str) -> None:
     with pytest.raises(UsageError, match=str(tmp_path / out)) as refused:
         comparison.compare(build(SETTING), tmp_path / out)
     assert "\n" not in str(refused.value)
-    variants = study.variants({**SETTING, "variants": {"one": {}}})
+    variants = variants_of({**SETTING, "variants": {"one": {}}})
     with pytest.raises(UsageError, match=str(tmp_path / out)):
         list(study.compare(variants or {}, tmp_path / out))

@@ -13,8 +13,10 @@ from small_runs import SETTING, small
 
 from sparsync import comparison, reporting, study
 from sparsync.errors import UsageError
-from sparsync.experiment import build, read, to_toml
+from sparsync.experiment import build, to_toml
 from sparsync.reporting.palette import printable, short_names
+from sparsync.settings import read
+from sparsync.settings import variants as variants_of
 from sparsync.storage import file_name
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=400)
@@ -88,7 +90,7 @@ def test_every_label_that_is_let_in_can_be_read_back(labels: dict[str, str]) -> 
 
 
 def test_variants_that_differ_in_case_have_two_folders(tmp_path: Path) -> None:
-    variants = study.variants({**SETTING, "steps": 2, "variants": {"iid": {}, "IID": {}, "x" * 300: {}}})
+    variants = variants_of({**SETTING, "steps": 2, "variants": {"iid": {}, "IID": {}, "x" * 300: {}}})
     assert variants is not None
     folders = [folder for folder, _ in study.compare(variants, tmp_path / "study")]
     assert len({folder.name.casefold() for folder in folders}) == 3

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from processes import GIVEN_UP
+from sparsync.__main__ import main
 from sparsync.attaching import attach
-from sparsync.cli import main
 from sparsync.comparison import compare, resume
 from sparsync.engines.loop import Budget, PeerLoop
 from sparsync.engines.pace import Action

@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparsync.cli import main
+from sparsync.__main__ import main
 from sparsync.comparison import compare
 from sparsync.engines.loop import Budget
 from sparsync.errors import DivergedError, UsageError
-from sparsync.experiment import build, read
+from sparsync.experiment import build
 from sparsync.hetero import make_graph, metropolis, spectral_gap
 from sparsync.peers import ADPSGD, Gossip, LocalSGD
 from sparsync.randomness import torch_generator
+from sparsync.settings import read
 from sparsync.strategies import STRATEGIES
 from sparsync.system import Profile
 from sparsync.wire import Star

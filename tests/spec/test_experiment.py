@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from sparsync.errors import UsageError
-from sparsync.experiment import DEFAULT_STRATEGIES, Experiment, build, read, to_toml
+from sparsync.experiment import DEFAULT_STRATEGIES, Experiment, build, to_toml
 from sparsync.federated import Federation
+from sparsync.settings import read
 from sparsync.system import PRESETS, Outage, Profile
 
 EVERYTHING = Federation(

@@ -10,8 +10,9 @@ import pytest
 import sparsync
 from sparsync import FDA, Experiment, LocalSGD, Profile, Synchronous
 from sparsync.errors import UsageError
-from sparsync.experiment import build, read
+from sparsync.experiment import build
 from sparsync.federated import Federation
+from sparsync.settings import read
 from sparsync.split import Split
 from sparsync.strategies import STRATEGIES
 from sparsync.system import Outage, System

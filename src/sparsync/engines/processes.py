@@ -23,6 +23,7 @@ from sparsync import errors
 from sparsync.engines.ranks import Ranks
 from sparsync.engines.shared import SharedMemory
 from sparsync.errors import Interrupted, SparsyncError, UsageError
+from sparsync.progress import tell
 from sparsync.workers import Alone, Group
 
 Job = Callable[[Group, Any], None]
@@ -131,6 +132,7 @@ def _listening(asked: Callable[[], bool], ask: Callable[[], object]) -> Iterator
 
 
 def _spawn(job: Job, argument: Any, processes: int) -> None:
+    tell(f"starting {processes} processes")
     context = multiprocessing.get_context("spawn")
     with _slots(processes) as slots:
         with _starting():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,14 @@ from sparsync.reporting.tables import Label
 from sparsync.reporting.units import human_bytes
 
 _PLAIN_EVERY = 10.0  # seconds between two lines where the output is no terminal
+
+
+class _Console(Console):
+    """Standard error, whose reader may go (``2>&1 | head``) without an end to what is being trained."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 class LiveTable:
@@ -45,7 +54,7 @@ class LiveTable:
         self.total_steps = total_steps
         self.totals = {"rounds": total_rounds, "epochs": total_epochs}
         self.several_seeds = several_seeds
-        self.console = console or Console(stderr=True)
+        self.console = console or _Console(stderr=True)
         self.rows: dict[tuple[str, int], dict[str, Any]] = {}
         self._live: Live | None = None
         self._shown = 0.0

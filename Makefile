@@ -37,6 +37,7 @@ format: $(VENV)/ready-dev
 
 # Speed and memory, side by side with the physical limit: ratios, printed. Takes some minutes.
 bench: $(VENV)/ready
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/simulator.py
 	$(BIN)/python benchmarks/monitors.py
 	$(BIN)/python benchmarks/memory.py

@@ -121,7 +121,7 @@ def pulls(federation: Make) -> Make:
 
     def make(strategy: Any, points: Sequence[Sequence[tuple[float, float]]], **options: Any) -> SimpleNamespace:
         inputs = np.array([point for own in points for point in own], np.float32)
-        dataset = from_arrays(inputs, np.arange(len(inputs)) % 2, inputs[:1], np.ones(1, np.int64))
+        dataset = from_arrays(inputs, np.arange(len(inputs)) % 2, inputs[:1], np.ones(1, np.int64), classes=2)
         task = Quadratic(dataset, lambda shape, classes: Pull(2))
         options = {"optimizer": "sgd:lr=0.5", **options}
         return federation(strategy, task=task, sizes=[len(own) for own in points], **options)

@@ -69,6 +69,7 @@ class Exchange:
     received: Tensor
     uploads: dict[int, bytes] = field(default_factory=dict)
     trained: dict[int, Tensor] = field(default_factory=dict)  # the model that a client held in the end, (D,)
+    counters: dict[int, list[Tensor]] = field(default_factory=dict)  # what was exact of it
     notes: dict[int, dict[str, float]] = field(default_factory=dict)
     steps: dict[int, int] = field(default_factory=dict)
     journal: dict[str, Any] = field(default_factory=dict)
@@ -139,12 +140,14 @@ class Small:
             client = self.client(number, round_)
             made.uploads[number] = self.state.local_update(client, made.payload)
             made.trained[number] = client.model()
+            made.counters[number] = self.server.exact.read()
             made.notes[number], made.steps[number] = client.report, client.steps
         return made
 
     def finish(self, made: Exchange) -> Exchange:
         """The server's last word."""
-        uploads = iter([Upload(number, payload) for number, payload in made.uploads.items()])
+        exact = self.server.exact
+        uploads = iter([Upload(n, exact.join(payload, made.counters.get(n, exact.values))) for n, payload in made.uploads.items()])
         made.over = self.state.aggregate(made.round, uploads) is not False
         made.journal, made.refused = dict(self.server.journal), list(self.server.rejected)
         self.exchanges += 1

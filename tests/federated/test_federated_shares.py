@@ -9,6 +9,7 @@ import torch
 from sparse_federation import Small, pictures
 from torch import nn
 
+from sparsync.federated.messages import pack_numbers
 from sparsync.federated import Federation, Flash, Upload, ZeroFL, flash
 from sparsync.federated.feddst import drop_and_grow
 from sparsync.federated.prunefl import worthwhile
@@ -71,7 +72,8 @@ def test_flash_counts_the_ones_of_layers_beyond_float32(monkeypatch):
     monkeypatch.setattr(flash, "layer_top_k_mask", chosen)
     monkeypatch.setattr(made.view, "split", lambda mask: [mask.expand(ones)] * len(made.view.sizes))
     monkeypatch.setattr(made.state.watch, "agreement", lambda: None)
-    made.state.aggregate(0, iter([Upload(number, b"") for number in range(4)]))
+    payload = pack_numbers(torch.ones(1), "control")
+    made.state.aggregate(0, iter([Upload(number, payload) for number in range(4)]))
     assert asked == [ones] * 3
 
 

@@ -237,20 +237,20 @@ def test_p12_bytes_of_the_paper_s_resnet():
     dataset = pictures(10, 10, (3, 32, 32))
     made = Small(SparsyFed(activation_pruning=False), model="resnet18", dataset=dataset, shares=(5, 5))
     vector, view, m = made.server.vector, made.view, 11_164_352
-    assert (vector.d, vector.b, vector.c, view.numel) == (11_173_962, 9_600, 20, m)
+    assert (vector.d, vector.b, view.numel) == (11_173_962, 9_600, m)
     k = 558_218
     assert m - round(0.95 * m) == k
     assert round(100 * (1 - (k + vector.d - m) / vector.d), 3) == 94.918
     mask = torch.zeros(m, dtype=torch.bool)
     mask[torch.from_numpy(np.random.default_rng(0).choice(m, k, replace=False))] = True
     upload = lengths(made.state.up.encode(made.server.initial, support=Masked(mask)))
-    assert (upload["model"], upload["rest"]) == (2_232_872, 76_840 + 4 * 20)
+    assert (upload["model"], upload["rest"]) == (2_232_872, 76_840)
     bitmap = sizes(mask.nonzero().squeeze(1).numpy(), m)["bitmap"] - 1
     assert bitmap == 1_395_544
     assert bitmap + upload["model"] + 76_840 == 3_705_256
     assert upload["mask"] < bitmap / 3  # H(0.05) is 0.286 bits
     dense = made.state.downlink(0)
-    assert sum(lengths(dense).values()) == 44_734_248 + 4 * 20 + lengths(dense)["mask"]
+    assert sum(lengths(dense).values()) == 44_734_248 + lengths(dense)["mask"]
     assert lengths(dense)["mask"] == 1
     assert round(44_734_248 / 3_705_256, 2) == 12.07
 

@@ -121,7 +121,7 @@ def test_the_learning_rate_follows_the_schedule_by_global_step(make_split, by_ha
     made = make_split("psl", dtype=torch.float64, optimizer="sgd:lr=0.5", schedule="step:every=3,factor=0")
     made.run()
     del made.used[3:]  # from step 4 on the rate is 0
-    halves = {**made.site.bottoms.tensors(), **made.site.tops.tensors()}
+    halves = made.site.whole().state_dict()
     expected = by_hand(made, torch.optim.SGD, lr=0.5)
     for name in dict(made.first.named_parameters()):
         assert torch.allclose(halves[name], expected[name], rtol=0, atol=1e-12), name

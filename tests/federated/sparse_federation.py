@@ -147,7 +147,9 @@ class Small:
     def finish(self, made: Exchange) -> Exchange:
         """The server's last word."""
         exact = self.server.exact
-        uploads = iter([Upload(n, exact.join(payload, made.counters.get(n, exact.values))) for n, payload in made.uploads.items()])
+        uploads = iter(
+            [Upload(n, exact.join(payload, made.counters.get(n, exact.values))) for n, payload in made.uploads.items()]
+        )
         made.over = self.state.aggregate(made.round, uploads) is not False
         made.journal, made.refused = dict(self.server.journal), list(self.server.rejected)
         self.exchanges += 1

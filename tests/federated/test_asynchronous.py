@@ -190,7 +190,9 @@ def test_fedbuff_averages_buffers_of_the_model(federation):
     state, d = made.state, made.bench.vector.d
     one, other = torch.zeros(made.bench.vector.numel), torch.zeros(made.bench.vector.numel)
     one[d:], other[d:] = 1, 4
-    state.aggregate(0, iter([Upload(0, state.up.encode(one), 0), Upload(1, state.up.encode(other), 3)]))
+    exact = made.server.exact
+    sent = [exact.join(state.up.encode(model), exact.values) for model in (one, other)]
+    state.aggregate(0, iter([Upload(0, sent[0], 0), Upload(1, sent[1], 3)]))
     assert state.model()[d:].tolist() == pytest.approx([2.0] * (len(one) - d))
     assert torch.equal(state.model()[:d], made.server.initial[:d])
 

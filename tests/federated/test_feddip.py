@@ -345,8 +345,8 @@ class TestBytes:
             client.train = lambda **options: None
             received = made.state.weights
             sent[round_] = lengths(made.state.send(client, received, made.state.train_on(client, mask)))
-        assert sum(sent[1].values()) - counters == 5_180_688
-        assert sum(sent[5].values()) - counters == 44_918_928
+        assert sum(sent[1].values()) == 5_180_688
+        assert sum(sent[5].values()) == 44_918_928
         mean = (4 * 5_180_688 + 44_918_928) / 5
         assert mean == 13_128_336
         assert round(100 * mean / 44_918_928, 1) == 29.2

@@ -9,9 +9,9 @@ import torch
 from sparse_federation import Small, pictures
 from torch import nn
 
-from sparsync.federated.messages import pack_numbers
 from sparsync.federated import Federation, Flash, Upload, ZeroFL, flash
 from sparsync.federated.feddst import drop_and_grow
+from sparsync.federated.messages import pack_numbers
 from sparsync.federated.prunefl import worthwhile
 from sparsync.shares import exact
 

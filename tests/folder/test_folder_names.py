@@ -14,7 +14,7 @@ from small_runs import SETTING, small
 from sparsync import comparison, reporting, study
 from sparsync.errors import UsageError
 from sparsync.experiment import build, to_toml
-from sparsync.reporting.palette import printable, short_names
+from sparsync.reporting.figures.pieces import drawn_names
 from sparsync.settings import read
 from sparsync.settings import variants as variants_of
 from sparsync.storage import file_name
@@ -60,7 +60,7 @@ def test_every_label_has_its_own_model(tmp_path: Path, labels: tuple[str, ...]) 
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     run = reporting.load(tmp_path / "run")
     assert run.labels == labels
-    assert len({printable(name) for name in short_names(run.labels).values()}) == len(labels)
+    assert len(set(drawn_names(run.labels).values())) == len(labels)
     assert read(tmp_path / "run" / "experiment.toml")["strategies"] == dict.fromkeys(labels, "synchronous")
 
 

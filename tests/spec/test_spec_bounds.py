@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import sparsync
 from sparsync import FDA, Experiment, LocalSGD, Profile, Synchronous
@@ -19,6 +21,11 @@ from sparsync.system import Outage, System
 from sparsync.task import MODELS
 
 DIGITS = "9" * 5000
+
+
+def attached(strategy: Any) -> Any:
+    model = nn.Linear(2, 2)
+    return sparsync.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), strategy)
 
 
 def one_line(error: UsageError, *says: str) -> None:
@@ -102,10 +109,10 @@ def test_a_device_that_comes_and_goes_all_the_time_is_refused() -> None:
         (lambda: LocalSGD(period=0), "LocalSGD: period"),
         (lambda: Synchronous(average="all"), "Synchronous: average"),
         (lambda: STRATEGIES.register("fda")(FDA), "registered twice"),
-        (lambda: sparsync.attach(None, None, "fdaa"), "unknown strategy 'fdaa'"),  # type: ignore[arg-type]
-        (lambda: sparsync.attach(None, None, FDA), "strategy"),  # type: ignore[arg-type]
-        (lambda: sparsync.attach(None, None, 3), "strategy"),  # type: ignore[arg-type]
-        (lambda: sparsync.attach(None, None, "fedavg"), "strategy"),  # type: ignore[arg-type]
+        (lambda: attached("fdaa"), "unknown strategy 'fdaa'"),
+        (lambda: attached(FDA), "strategy"),
+        (lambda: attached(3), "strategy"),
+        (lambda: attached("fedavg"), "strategy"),
     ],
 )
 def test_a_mistake_in_python_is_ours(make: Any, says: str) -> None:

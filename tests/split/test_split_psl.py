@@ -120,7 +120,7 @@ def test_the_learning_rate_follows_the_schedule_by_global_step(make_split, by_ha
     made = make_split("psl", dtype=torch.float64, optimizer="sgd:lr=0.5", schedule="step:every=3,factor=0")
     made.run()
     del made.used[3:]  # from step 4 on the rate is 0
-    halves = {**made.site.bottoms.tensors(), **made.site.tops.tensors()}
+    halves = made.site.whole().state_dict()
     parameters = dict(made.first.named_parameters())  # a BatchNorm's statistics go on
 
     def of_three_steps(nudge: Nudge) -> dict[str, Tensor]:

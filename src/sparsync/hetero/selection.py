@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
-from scipy.special import logsumexp
 
 from sparsync.errors import UsageError
 from sparsync.hetero.plan import Floats, per_device
@@ -59,7 +57,7 @@ def selection_log_probabilities(versions: npt.ArrayLike) -> Floats:
         return np.full(len(v), -np.log(len(v)))
     x = v - np.quantile(v, 0.75)
     log_f = -(x**2) / (2 * x.var())
-    log_p: Floats = log_f - logsumexp(log_f)
+    log_p: Floats = log_f - _log_sum(log_f)
     return log_p
 
 
@@ -138,7 +136,7 @@ def _exact(logs: Floats, members: int) -> Floats:
     for size in range(members):
         drawn = sets[sizes == size]
         left = np.where(drawn[:, None] & bits, -np.inf, logs)  # (sets, K)
-        following = np.exp(left - logsumexp(left, axis=1, keepdims=True)) * reached[drawn, None]
+        following = np.exp(left - _log_sum(left, axis=1)) * reached[drawn, None]
         included += following.sum(axis=0)
         np.add.at(reached, drawn[:, None] | bits, following)  # those drawn already add 0 to their own set
     return included
@@ -151,8 +149,10 @@ def _asymptotic(logs: Floats, members: int) -> Floats:
         arrivals: Floats = -np.expm1(-np.exp(np.minimum(logs + log_t, 50)))  # beyond 50 all is 1
         return arrivals
 
+    from scipy.optimize import brentq  # here, since it takes long to load
+
     surely = np.log(np.log(members + 1)) - np.sort(logs)[-members - 1]  # N_p + 1 have arrived with N_p / (N_p + 1) each
-    log_t = brentq(lambda at: arrived(at).sum() - members, np.log(members) - logsumexp(logs) - 1, surely + 1)
+    log_t = brentq(lambda at: arrived(at).sum() - members, np.log(members) - _log_sum(logs) - 1, surely + 1)
     return arrived(log_t)
 
 
@@ -161,3 +161,11 @@ def _check(log_p: npt.ArrayLike, members: int) -> Floats:
     if not isinstance(members, int | np.integer) or not 1 <= members <= len(logs):
         raise UsageError(f"selection: members={members!r}; expected an integer from 1 to {len(logs)}, the devices")
     return logs
+
+
+def _log_sum(x: Floats, axis: int | None = None) -> Floats:
+    """Logarithm of the sum of exponentials; an axis stays, of length 1."""
+    from scipy.special import logsumexp  # here, since it takes long to load
+
+    total: Floats = logsumexp(x, axis=axis, keepdims=axis is not None)
+    return total

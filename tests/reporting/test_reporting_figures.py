@@ -14,6 +14,7 @@ from made_runs import figure_of, texts
 from sparsync.reporting import FIGURES, draw, load
 from sparsync.reporting.figures import svg
 from sparsync.reporting.figures.cadence import round_lengths
+from sparsync.reporting.figures.canvas import INK, SOFT
 from sparsync.reporting.figures.curves import Curve, condensed, over_seeds
 from sparsync.reporting.figures.partition import PARTITION
 from sparsync.reporting.figures.pieces import plain_number
@@ -61,6 +62,26 @@ def test_draws_every_figure_for_fourteen_labels(made, fourteen):
     assert len(draw(run, run.folder)) == 2 * len(OF_PEERS)
     shown = texts(figure_of("accuracy-bytes", run))
     assert all(name in shown for name in short_names(fourteen).values())
+
+
+@pytest.mark.parametrize("count", [5, 6, 14])
+def test_more_than_five_strategies_have_a_panel_each(made, fourteen, count):
+    labels = fourteen[:count]
+    run = made(labels=labels, missed=((labels[1], 0),))
+    for name in ("accuracy-bytes", "accuracy-steps", "accuracy-seconds"):
+        overview, *panels = figure_of(name, run).axes
+        assert len(panels) == (count if count > 5 else 0)
+        for label, panel in zip(labels, panels, strict=False):
+            assert panel.get_shared_x_axes().joined(panel, overview)
+            assert panel.get_shared_y_axes().joined(panel, overview)
+            coloured = [one for one in panel.lines if one.get_color() == looks(labels)[label].colour]
+            (target,) = (one for one in panel.lines if one.get_color() == INK)
+            behind = [one for one in panel.lines if one.get_color() == SOFT]
+            assert len(behind) == count - 1
+            assert set(target.get_ydata()) == {0.95}
+            dots = [x for one in coloured if one.get_linestyle() == "None" for x in one.get_xdata()]
+            assert len(dots) == (label != labels[1])
+        assert len({panel.get_title(loc="left") for panel in panels}) == len(panels)
 
 
 def test_the_same_run_gives_the_same_files(made, tmp_path):

@@ -14,7 +14,10 @@ from timed_runs import add_timed
 from sparsync.errors import UsageError
 from sparsync.reporting import FIGURES, load, write
 from sparsync.reporting.figures import svg
+from sparsync.reporting.markup import cell
+from sparsync.reporting.markup import table as markup_table
 from sparsync.reporting.report import page as html_of
+from sparsync.reporting.units import Spread
 
 FDA = "fda:monitor=linear,threshold=2"
 VOID = {"meta", "br", "wbr", "img", "hr", "link", "input"}
@@ -126,8 +129,8 @@ def test_peers_federations_and_split_learning_on_one_page(mixed):
     run = mixed(peers=("synchronous", FDA, f"{FDA}.5", f"{FDA}.7"), split=SPLIT)
     text, page, words = parsed(load(add_timed(run.folder, seeds=(0, 1))))
     assert page.tags.count("figure") == len(FIGURES)
-    assert "Syncs/rounds/epochs" in words
-    assert "Steps per sync/round/epoch" in words
+    assert "Syncs/ rounds/ epochs" in words
+    assert "Steps per sync/ round/ epoch" in words
     assert "A step of split learning is one global batch" in words
     assert "local steps one after the other" in words
     assert "One upload was refused" in words
@@ -204,6 +207,12 @@ def test_bytes_come_first_in_the_comparison(made):
         _, parser, _ = parsed(made(target=target))
         heads = [word for word in parser.words if word.strip()]
         assert heads[heads.index("Strategy") + 1] == first
+
+
+def test_tables_may_break_where_that_makes_them_narrow():
+    text = cell(Spread(1.5, 0.25, 2, 2), "count")
+    assert text.count("±") == text.count("<wbr>±") == 1
+    assert ">Syncs/<wbr>rounds</th>" in markup_table(["Syncs/rounds"], [])
 
 
 def words_of(text):

@@ -216,6 +216,23 @@ def test_labels_wrap_only_where_the_terminal_has_no_room(run_of):
     assert max(map(len, narrow.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(
+    ("label", "width", "shown"),
+    [
+        ("synchronous", 80, {"Wall", "paper"}),
+        ("sparsyfed:sparsity=0.8", 80, {"paper"}),
+        ("sparsyfed:sparsity=0.8", 69, set()),
+        ("sparsyfed:sparsity=0.8", 120, {"Wall", "paper"}),
+    ],
+)
+def test_a_narrow_terminal_leaves_out_columns_before_labels_lose_their_room(run_of, label, width, shown):
+    text = rendered(run_of(entry(label, 0, to_target=50)), width)
+    assert {"Wall", "paper", "wire"} & set(text.split()) == {"wire", *shown}
+    assert max(map(len, text.splitlines())) <= width
+    assert all(piece in text for piece in label.split(":"))
+    assert "50 B" in text
+
+
 @pytest.mark.parametrize("label", ["[red]x[/red]", "[/]", "a:fire:b", "x" * 300])
 def test_the_live_table_shows_labels_as_text(label):
     live = LiveTable(10, False, Console(file=io.StringIO(), width=400, color_system=None))

@@ -21,7 +21,8 @@ def table(head: list[str], body: Iterable[tuple[str, list[str]]], name: str = ""
     """Put escaped cells into a table that scrolls sideways by itself; the first cell of a row is its heading."""
     lines = [f'<div class="scroll" tabindex="0"><table class="{name}">']
     if head:
-        lines.append("<thead><tr>" + "".join(f'<th scope="col">{escaped(h)}</th>' for h in head) + "</tr></thead>")
+        heads = [escaped(h).replace("/", "/<wbr>") for h in head]
+        lines.append("<thead><tr>" + "".join(f'<th scope="col">{h}</th>' for h in heads) + "</tr></thead>")
     lines.append("<tbody>")
     for heading, cells in body:
         lines.append(f'<tr><th scope="row">{heading}</th>' + "".join(f"<td>{text}</td>" for text in cells) + "</tr>")
@@ -36,7 +37,7 @@ def cell(spread: Spread | None, kind: str) -> str:
     if kind == "bytes" and spread.deviation is None:
         text = f'<span title="{spread.mean:,.0f} bytes">{human_bytes(spread.mean)}</span>'
     else:
-        text = escaped(plain(spread, kind))
+        text = escaped(plain(spread, kind)).replace("±", "<wbr>±")
     return text if spread.complete else f'{text} <span class="of">{spread.count} of {spread.of} seeds</span>'
 
 

@@ -178,7 +178,7 @@ def _comparison(run: Run, summary: tuple[Row, ...]) -> str:
             "count them (paper).",
             f"Virtual time follows the experiment's devices and links{said}; wall time is what computing took here.",
         ]
-    return f'{section("Comparison")}\n{table(head, body)}\n<p class="soft">{escaped(" ".join(notes))}</p>'
+    return f'{section("Comparison")}\n{table(head, body, "comparison")}\n<p class="soft">{escaped(" ".join(notes))}</p>'
 
 
 def _figures(run: Run) -> str:

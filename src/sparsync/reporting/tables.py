@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sparsync.reporting.devices import devices
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Label", "cell", "human_bytes", "human_percent", "human_seconds", "markdown", "syncs_title", "table"]
 
-_NARROW = 16  # cells: a label that is longer may wrap
+_NARROW = 20  # cells: a label that is longer may wrap
+_ANY = 10_000  # cells: as wide as a table wants to be
+_LEFT_OUT = ("Wall", "Bytes\npaper")  # of a narrow terminal's table, in this order
 
 
-def table(run: Run) -> Table:
+def table(run: Run) -> Comparison:
     """Return the comparison for a terminal; labels wrap where it has no room for them.
 
     Parameters
@@ -34,10 +37,15 @@ def table(run: Run) -> Table:
 
     Returns
     -------
-    rich.table.Table
-        One row per strategy; with several seeds, the spread stands below each mean. Stars mark the strategies that
-        needed the fewest bytes and the least time to the target among those that reached it with every seed.
+    Comparison
+        For rich to print. One row per strategy; with several seeds, the spread stands below each mean. Stars mark the
+        strategies that needed the fewest bytes and the least time to the target among those that reached it with every
+        seed.
     """
+    return Comparison(_table(run))
+
+
+def _table(run: Run) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -88,6 +96,25 @@ def table(run: Run) -> Table:
         made.caption = Text("\n".join(notes), "dim")
         made.caption_justify = "left"
     return made
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table that leaves out its least important columns where labels would have no room."""
+
+    table: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.measure import Measurement
+
+        shown = copy(self.table)
+        labels, *others = shown.columns
+        for title in _LEFT_OUT:
+            shown.columns = [replace(labels, max_width=_NARROW), *others]
+            if Measurement.get(console, options.update(max_width=_ANY), shown).maximum > options.max_width:
+                others = [column for column in others if column.header != title]
+        shown.columns = [labels, *others]
+        yield shown
 
 
 def markdown(run: Run) -> str:

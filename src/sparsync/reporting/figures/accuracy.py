@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sparsync.reporting.figures.canvas import CARD, INK, new_axes, new_figure
-from sparsync.reporting.figures.curves import Curve, curves_of, draw_seeds
+from sparsync.reporting.figures.canvas import CARD, INK, SOFT, new_axes, new_figure
+from sparsync.reporting.figures.curves import Curve, condensed, curves_of, draw_seeds, over_seeds
 from sparsync.reporting.figures.panels import Panel, stacked
 from sparsync.reporting.figures.pieces import (
     DASHED,
@@ -23,12 +25,17 @@ from sparsync.reporting.figures.pieces import (
 )
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.history import Evaluations, Floats, History, Run
-from sparsync.reporting.palette import looks
+from sparsync.reporting.palette import Look, looks
 from sparsync.reporting.units import human_bytes, human_percent
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_TOGETHER = 5  # curves that one panel tells apart
+_COLUMNS = 3
+_HEIGHTS = (2.7, 1.12)  # inches, of the overview and of a row of panels
+_POINTS = 480  # of a panel's grey curves, so that a page grows with the strategies and not with their square
 _TO_TARGET = {
     "bytes": "bytes_to_target",
     "paper_bytes": "paper_bytes_to_target",
@@ -106,8 +113,11 @@ def _accuracy(run: Run, over: str, xlabel: str, scale: Literal["log", "linear", 
         xlabel = f"{xlabel} ({unit})"
         curves = {label: [seed._replace(x=seed.x / size) for seed in seeds] for label, seeds in curves.items()}
     names, look = drawn_names(list(curves)), looks(run.labels)
-    figure = new_figure(3.3 + legend_height(names))
-    axes = new_axes(figure)
+    rows = math.ceil(len(curves) / _COLUMNS) if len(curves) > _TOGETHER else 0
+    overview, row = _HEIGHTS if rows else (3.3, 0.0)
+    figure = new_figure(overview + row * rows + legend_height(names))
+    grid = figure.add_gridspec(1 + rows, _COLUMNS, height_ratios=[overview, *[row] * rows])
+    axes = new_axes(figure, grid[0, :])
     ends = [seed.x.max() for seeds in curves.values() for seed in seeds]
     if scale == "log" or (scale == "auto" and max(ends) > 15 * min(ends) > 0):
         axes.set_xscale("log")
@@ -119,13 +129,11 @@ def _accuracy(run: Run, over: str, xlabel: str, scale: Literal["log", "linear", 
     bottom, top = max(floor, lowest), float(max([*best.values(), run.target or 0.0]))
     margin = 0.05 * (top - bottom) or 0.05
     axes.set_ylim(bottom - margin, top + 1.6 * margin)
-    if run.target is not None:
-        axes.axhline(run.target, color=INK, lw=1.0, ls=(0, DASHED), zorder=1.5)
-        for result in run.results:
-            reached = getattr(result, _TO_TARGET.get(over, ""), None)
-            if result.label in curves and reached is not None and reached > 0:
-                colour = look[result.label].colour
-                axes.plot([reached / size], [run.target], "o", color=colour, mec=CARD, mew=0.8, ms=7, zorder=4)
+    reached = {
+        label: [at / size for one in run.of(label) if (at := getattr(one, _TO_TARGET.get(over, ""), None))]
+        for label in curves
+    }
+    _target(axes, run.target, reached, look)
     axes.yaxis.set_major_formatter(lambda value, _: percent(value))
     writer = human_bytes if "bytes" in over else count
     if axes.get_xscale() == "log":
@@ -139,9 +147,30 @@ def _accuracy(run: Run, over: str, xlabel: str, scale: Literal["log", "linear", 
     axes.grid(visible=True)
     axes.set_xlabel(xlabel)
     axes.set_ylabel("accuracy")
+    grey = {label: condensed(over_seeds(seeds), max(4, _POINTS // len(curves) // 2)) for label, seeds in curves.items()}
+    titles = drawn_names(list(curves), width=20)
+    for place, (label, seeds) in enumerate(curves.items() if rows else ()):
+        panel = new_axes(figure, grid[1 + place // _COLUMNS, place % _COLUMNS], sharex=axes, sharey=axes)
+        panel.tick_params(labelbottom=False, labelleft=place % _COLUMNS == 0, labelsize=8)
+        panel.tick_params(which="minor", length=0)
+        for other, curve in grey.items():
+            if other != label:
+                panel.plot(curve.x, curve.y, color=SOFT, alpha=0.35, lw=0.8)
+        draw_seeds(panel, seeds, look[label])
+        _target(panel, run.target, {label: reached[label]}, look)
+        panel.grid(visible=True)
+        panel.set_title(titles[label], fontsize=8)
     notes = {label: f"{names[label]} (below the axis)" if best[label] < floor else names[label] for label in names}
     labels_below(figure, notes, look, "" if run.target is None else f"target: {human_percent(run.target)}")
     return figure
+
+
+def _target(axes: Axes, target: float | None, reached: Mapping[str, list[float]], look: Mapping[str, Look]) -> None:
+    """Draw the target, and on it where the runs of each label reached it."""
+    if target is not None:
+        axes.axhline(target, color=INK, lw=1.0, ls=(0, DASHED), zorder=1.5)
+        for label, ats in reached.items():
+            axes.plot(ats, [target] * len(ats), "o", color=look[label].colour, mec=CARD, mew=0.8, ms=7, zorder=4)
 
 
 def _floor(best: list[float], target: float | None) -> float:
@@ -158,7 +187,8 @@ ACROSS: tuple[Plot, ...] = (
         "Further left is better: the same accuracy for fewer bytes. The axis is logarithmic, so equal distances are "
         "equal factors. Dots on the dashed line mark when a run reached the target. With several seeds, a line is "
         "their mean and the band reaches from the lowest to the highest; thin tails belong to single seeds. The "
-        "accuracy axis may start above the first evaluations.",
+        "accuracy axis may start above the first evaluations. More than five strategies have a panel each "
+        "below, in front of the others and on the axes of the overview.",
         accuracy_against_bytes,
     ),
     Plot(

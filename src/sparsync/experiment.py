@@ -8,7 +8,7 @@ import json
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_type_hints
 
 import tomli_w
 import torch
@@ -57,6 +57,13 @@ _MOST_WORKERS, _MOST_PROCESSES, _MOST_SEEDS = 1_000_000, 1_000, 1_000
 class _Settings(BaseModel):
     """Settings whose mistakes are `UsageError`, from Python as from a file."""
 
+    def __new__(cls, /, *unnamed: object, **_: object) -> Self:  # in __init__ they would count as settings
+        if unnamed:
+            raise UsageError(
+                f"{cls.__name__}: {spec.shown(unnamed[0])} is a positional argument; give it as NAME=VALUE"
+            )
+        return super().__new__(cls)
+
     def __init__(self, /, **given: Any) -> None:
         try:
             super().__init__(**given)
@@ -65,6 +72,9 @@ class _Settings(BaseModel):
                 if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
                     raise _unknown_key(type(self), *map(str, item["loc"])) from None
             raise UsageError(spec.explain(error)) from None
+
+    if not TYPE_CHECKING:  # as pydantic does, so that type checkers know that settings are frozen
+        __setattr__ = __delattr__ = spec.unchangeable
 
 
 class Experiment(_Settings):

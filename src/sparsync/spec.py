@@ -55,7 +55,19 @@ def config(cls: type[T]) -> type[T]:
             raise UsageError(f"{cls.__name__}: {explain(error)}") from None
 
     made.__init__ = keywords_only
+    made.__setattr__ = made.__delattr__ = unchangeable
     return cast("type[T]", made)
+
+
+def unchangeable(settings: object, name: str, *_: object) -> None:
+    """Refuse to set or delete a setting: the ``__setattr__`` and ``__delattr__`` of settings.
+
+    Raises
+    ------
+    UsageError
+        Always.
+    """
+    raise UsageError(f"{type(settings).__name__}: {name} cannot be changed; make another with {name}=...")
 
 
 @dataclass(frozen=True)

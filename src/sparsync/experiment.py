@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_type_hints
@@ -50,7 +49,6 @@ DEFAULT_STRATEGIES = {
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
-_NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of pairs, ends of lines
 _MOST_WORKERS, _MOST_PROCESSES, _MOST_SEEDS = 1_000_000, 1_000, 1_000
 
 
@@ -191,7 +189,7 @@ class Experiment(_Settings):
         if value == {} or value == []:
             raise ValueError("give at least one strategy")
         if isinstance(value, dict):
-            check_labels(map(str, value))
+            spec.check_labels(map(str, value))
         return value
 
     @field_validator("data_root")
@@ -283,25 +281,6 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"device: {name!r} cannot be used here ({reason}); cpu always can") from None
-
-
-def check_labels(labels: Iterable[str]) -> None:
-    """Refuse labels that cannot be shown, or told apart where they are.
-
-    Raises
-    ------
-    UsageError
-        If so.
-    """
-    seen: dict[str, str] = {}
-    for label in labels:
-        if not label.strip() or any(unicodedata.category(c) in _NOT_SHOWN for c in label):
-            raise UsageError(f"label {label!r}: expected text on one line, without control characters")
-        visible = "".join(c for c in label if unicodedata.category(c) != "Cf")
-        visible = " ".join(unicodedata.normalize("NFC", visible).split())
-        if visible in seen:
-            raise UsageError(f"labels {seen[visible]!a} and {label!a} look alike; change one")
-        seen[visible] = label
 
 
 def matching(wanted: str, earlier: dict[str, str]) -> str:

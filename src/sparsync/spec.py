@@ -15,7 +15,8 @@ import inspect
 import re
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -113,6 +114,31 @@ def parse(text: str) -> Spec:
     if not name.strip():
         raise UsageError(f"spec {text!r}: the name is missing; expected name:key=value,key=value")
     return Spec(name.strip(), parameters)
+
+
+_NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of pairs, ends of lines
+_REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # controls of the direction of writing
+
+
+def check_labels(labels: Iterable[str], kind: str = "label") -> None:
+    """Refuse labels, or names of another kind, that cannot be shown, or told apart where they are.
+
+    Raises
+    ------
+    UsageError
+        If so.
+    """
+    seen: dict[str, str] = {}
+    for label in labels:
+        if not label.strip() or any(
+            unicodedata.category(c) in _NOT_SHOWN or unicodedata.bidirectional(c) in _REORDERING for c in label
+        ):
+            raise UsageError(f"{kind} {label!a:.120}: expected text on one line, without control characters")
+        visible = "".join(c for c in label if unicodedata.category(c) != "Cf")
+        visible = " ".join(unicodedata.normalize("NFC", visible).split())
+        if visible in seen:
+            raise UsageError(f"{kind}s {seen[visible]!a:.120} and {label!a:.120} look alike; change one")
+        seen[visible] = label
 
 
 _BRANCH = re.compile(r"(function-|constrained-|list\[|literal\[|str$)")  # a member of a union, as pydantic calls it

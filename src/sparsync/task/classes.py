@@ -36,6 +36,7 @@ def listed(labels: Any, name: str) -> list[Label]:
     DataError
         If they are anything else.
     """
+    check_masks(labels, name)
     if isinstance(labels, list | tuple):
         arrays = Tensor | np.ndarray | np.generic
         values = [
@@ -67,6 +68,19 @@ def _label(value: object, i: int, name: str) -> Label:
     raise DataError(
         f"{name}: label {i} is {shown:.60}; expected a text, or a whole number of at most 64 bits, for each input"
     )
+
+
+def check_masks(values: object, name: str) -> None:
+    """Refuse values that NumPy's masked arrays, also those in a list, say are missing.
+
+    Raises
+    ------
+    DataError
+        If there are any.
+    """
+    for part in values if isinstance(values, list | tuple) else (values,):
+        if isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part):
+            raise DataError(f"{name}: some values are missing (masked); remove their examples, or fill them in")
 
 
 def class_count(classes: object, name: str) -> int:

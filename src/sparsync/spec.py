@@ -25,6 +25,7 @@ from typing import Annotated, Any, Generic, TypeVar, cast
 from pydantic import ConfigDict, Field, ValidationError, create_model
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from sparsync.errors import SparsyncError, UsageError, described
 
@@ -142,17 +143,33 @@ def check_labels(labels: Iterable[str], kind: str = "label") -> None:
 
 
 _BRANCH = re.compile(r"(function-|constrained-|list\[|literal\[|str$)")  # a member of a union, as pydantic calls it
+_SHOULD = "Input should be "
 
 
 def explain(error: ValidationError) -> str:
     """Pydantic's complaints as one line: every key, what was wrong with it, and the value given."""
-    parts = []
+    found: dict[str, list[ErrorDetails]] = {}
     for item in error.errors():
         key = ".".join(str(piece) for piece in item["loc"] if not _BRANCH.match(str(piece)))
-        message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        given = item["type"] not in ("value_error", "missing", "missing_keyword_only_argument")
-        parts.append((f"{key}: " if key else "") + message + (f", got {shown(item['input'])}" if given else ""))
-    return "; ".join(dict.fromkeys(parts))
+        found.setdefault(key, []).append(item)
+    parts = []
+    for key, items in found.items():
+        if key and any(other.startswith(f"{key}.") for other in found):  # one branch of a union fits better
+            continue
+        messages = list(dict.fromkeys(re.sub("^(Value error|Assertion failed), ", "", item["msg"]) for item in items))
+        said = "; ".join(messages)
+        if len(messages) > 1 and all(message.startswith(_SHOULD) for message in messages):
+            said = "expected " + " or ".join(_choice(message) for message in messages)
+        given = items[0]["type"] not in ("value_error", "missing", "missing_keyword_only_argument")
+        parts.append((f"{key}: " if key else "") + said + (f", got {shown(items[0]['input'])}" if given else ""))
+    return "; ".join(parts)
+
+
+def _choice(message: str) -> str:
+    """What one complaint of a union says would be right: ``an integer``, ``a number greater than 0``."""
+    choice = re.sub(r", (unable|got) .*", "", message.removeprefix(_SHOULD))
+    choice = re.sub(r"\ba valid (?=[aeiou])", "an ", choice).replace("a valid ", "a ")
+    return re.sub("^(?=greater|less)", "a number ", choice)
 
 
 def shown(value: object, most: int = 120) -> str:

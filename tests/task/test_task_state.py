@@ -126,6 +126,11 @@ def wanting(net: Net, x: Tensor) -> None:
         raise KeyError("y")
 
 
+def training_only(net: Net, x: Tensor) -> None:
+    if not net.training:
+        raise KeyError("statistics")
+
+
 def late(net: Net, x: Tensor) -> None:
     if net.training:
         net.register_buffer("late", x.mean())
@@ -161,6 +166,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "memory of a buffer, read": (stale_read, "to buffer 'c'"),
     "more outputs in training": (lambda: Net(second_head), "in training mode gives outputs of shape (2, 2, 3)"),
     "labels wanted in training": (lambda: Net(wanting), "y"),
+    "statistics wanted in evaluation": (lambda: Net(training_only), "in evaluation mode ('statistics')"),
     "no gradient": (lambda: Net(detached), "cannot be trained"),
     "labels for outputs": (lambda: Net(lambda net, x: net.fc(x).long()), "torch.int64"),
 }

@@ -156,6 +156,11 @@ class Task:
             try:
                 outputs = module(inputs)
             except Exception as error:  # the model's own code: anything may come of it
+                if failure(module, lambda: module(inputs), inputs.device) is None:
+                    raise UsageError(
+                        f"model {self.model_name!r} fails in evaluation mode ({reason(error)}), though not in training "
+                        "mode; mend its forward pass"
+                    ) from error
                 raise UsageError(
                     f"model {self.model_name!r} does not take inputs of shape {self.dataset.shape} as dataset "
                     f"{self.dataset.name!r} has them ({reason(error)}); choose another model or dataset"

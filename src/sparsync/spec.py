@@ -121,6 +121,13 @@ _NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of pairs, en
 _REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # controls of the direction of writing
 
 
+def showable(label: str) -> bool:
+    """Whether a label is text on one line, without control characters."""
+    return bool(label.strip()) and not any(
+        unicodedata.category(c) in _NOT_SHOWN or unicodedata.bidirectional(c) in _REORDERING for c in label
+    )
+
+
 def check_labels(labels: Iterable[str], kind: str = "label") -> None:
     """Refuse labels, or names of another kind, that cannot be shown, or told apart where they are.
 
@@ -131,9 +138,7 @@ def check_labels(labels: Iterable[str], kind: str = "label") -> None:
     """
     seen: dict[str, str] = {}
     for label in labels:
-        if not label.strip() or any(
-            unicodedata.category(c) in _NOT_SHOWN or unicodedata.bidirectional(c) in _REORDERING for c in label
-        ):
+        if not showable(label):
             raise UsageError(f"{kind} {label!a:.120}: expected text on one line, without control characters")
         visible = "".join(c for c in label if unicodedata.category(c) != "Cf")
         visible = " ".join(unicodedata.normalize("NFC", visible).split())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsync.errors import DataError
+from sparsync.spec import showable
 
 Label = int | str
 """What one label says."""
@@ -165,7 +166,8 @@ class Classes:
         missing = "is no label of the training set; remove its examples, or state the number of classes"
         own = list(order) == list(range(len(order)))
         note = "" if own else f"{name}: labels {_shown(known)} are classes 0 to {len(known) - 1}, in this order"
-        return cls(tuple(map(str, known)), order, missing, note)
+        shown = tuple(text if showable(text) else ascii(text) for text in map(str, known))
+        return cls(shown, order, missing, note)
 
     def tensor(self, labels: Sequence[Label], name: str) -> Tensor:
         """Return the numbers of labels, int64.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_type_hints
 
 import tomli_w
 import torch
@@ -50,12 +49,18 @@ DEFAULT_STRATEGIES = {
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
-_NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of pairs, ends of lines
 _MOST_WORKERS, _MOST_PROCESSES, _MOST_SEEDS = 1_000_000, 1_000, 1_000
 
 
 class _Settings(BaseModel):
     """Settings whose mistakes are `UsageError`, from Python as from a file."""
+
+    def __new__(cls, /, *unnamed: object, **_: object) -> Self:  # in __init__ they would count as settings
+        if unnamed:
+            raise UsageError(
+                f"{cls.__name__}: {spec.shown(unnamed[0])} is a positional argument; give it as NAME=VALUE"
+            )
+        return super().__new__(cls)
 
     def __init__(self, /, **given: Any) -> None:
         try:
@@ -65,6 +70,9 @@ class _Settings(BaseModel):
                 if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
                     raise _unknown_key(type(self), *map(str, item["loc"])) from None
             raise UsageError(spec.explain(error)) from None
+
+    if not TYPE_CHECKING:  # as pydantic does, so that type checkers know that settings are frozen
+        __setattr__ = __delattr__ = spec.unchangeable
 
 
 class Experiment(_Settings):
@@ -181,7 +189,7 @@ class Experiment(_Settings):
         if value == {} or value == []:
             raise ValueError("give at least one strategy")
         if isinstance(value, dict):
-            check_labels(map(str, value))
+            spec.check_labels(map(str, value))
         return value
 
     @field_validator("data_root")
@@ -273,25 +281,6 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"device: {name!r} cannot be used here ({reason}); cpu always can") from None
-
-
-def check_labels(labels: Iterable[str]) -> None:
-    """Refuse labels that cannot be shown, or told apart where they are.
-
-    Raises
-    ------
-    UsageError
-        If so.
-    """
-    seen: dict[str, str] = {}
-    for label in labels:
-        if not label.strip() or any(unicodedata.category(c) in _NOT_SHOWN for c in label):
-            raise UsageError(f"label {label!r}: expected text on one line, without control characters")
-        visible = "".join(c for c in label if unicodedata.category(c) != "Cf")
-        visible = " ".join(unicodedata.normalize("NFC", visible).split())
-        if visible in seen:
-            raise UsageError(f"labels {seen[visible]!a} and {label!a} look alike; change one")
-        seen[visible] = label
 
 
 def matching(wanted: str, earlier: dict[str, str]) -> str:

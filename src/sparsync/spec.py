@@ -15,7 +15,8 @@ import inspect
 import re
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -24,6 +25,7 @@ from typing import Annotated, Any, Generic, TypeVar, cast
 from pydantic import ConfigDict, Field, ValidationError, create_model
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from sparsync.errors import SparsyncError, UsageError, described
 
@@ -55,7 +57,19 @@ def config(cls: type[T]) -> type[T]:
             raise UsageError(f"{cls.__name__}: {explain(error)}") from None
 
     made.__init__ = keywords_only
+    made.__setattr__ = made.__delattr__ = unchangeable
     return cast("type[T]", made)
+
+
+def unchangeable(settings: object, name: str, *_: object) -> None:
+    """Refuse to set or delete a setting: the ``__setattr__`` and ``__delattr__`` of settings.
+
+    Raises
+    ------
+    UsageError
+        Always.
+    """
+    raise UsageError(f"{type(settings).__name__}: {name} cannot be changed; make another with {name}=...")
 
 
 @dataclass(frozen=True)
@@ -103,18 +117,64 @@ def parse(text: str) -> Spec:
     return Spec(name.strip(), parameters)
 
 
+_NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of pairs, ends of lines
+_REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # controls of the direction of writing
+
+
+def showable(label: str) -> bool:
+    """Whether a label is text on one line, without control characters."""
+    return bool(label.strip()) and not any(
+        unicodedata.category(c) in _NOT_SHOWN or unicodedata.bidirectional(c) in _REORDERING for c in label
+    )
+
+
+def check_labels(labels: Iterable[str], kind: str = "label") -> None:
+    """Refuse labels, or names of another kind, that cannot be shown, or told apart where they are.
+
+    Raises
+    ------
+    UsageError
+        If so.
+    """
+    seen: dict[str, str] = {}
+    for label in labels:
+        if not showable(label):
+            raise UsageError(f"{kind} {label!a:.120}: expected text on one line, without control characters")
+        visible = "".join(c for c in label if unicodedata.category(c) != "Cf")
+        visible = " ".join(unicodedata.normalize("NFC", visible).split())
+        if visible in seen:
+            raise UsageError(f"{kind}s {seen[visible]!a:.120} and {label!a:.120} look alike; change one")
+        seen[visible] = label
+
+
 _BRANCH = re.compile(r"(function-|constrained-|list\[|literal\[|str$)")  # a member of a union, as pydantic calls it
+_SHOULD = "Input should be "
 
 
 def explain(error: ValidationError) -> str:
     """Pydantic's complaints as one line: every key, what was wrong with it, and the value given."""
-    parts = []
+    found: dict[str, list[ErrorDetails]] = {}
     for item in error.errors():
         key = ".".join(str(piece) for piece in item["loc"] if not _BRANCH.match(str(piece)))
-        message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        given = item["type"] not in ("value_error", "missing", "missing_keyword_only_argument")
-        parts.append((f"{key}: " if key else "") + message + (f", got {shown(item['input'])}" if given else ""))
-    return "; ".join(dict.fromkeys(parts))
+        found.setdefault(key, []).append(item)
+    parts = []
+    for key, items in found.items():
+        if key and any(other.startswith(f"{key}.") for other in found):  # one branch of a union fits better
+            continue
+        messages = list(dict.fromkeys(re.sub("^(Value error|Assertion failed), ", "", item["msg"]) for item in items))
+        said = "; ".join(messages)
+        if len(messages) > 1 and all(message.startswith(_SHOULD) for message in messages):
+            said = "expected " + " or ".join(_choice(message) for message in messages)
+        given = items[0]["type"] not in ("value_error", "missing", "missing_keyword_only_argument")
+        parts.append((f"{key}: " if key else "") + said + (f", got {shown(items[0]['input'])}" if given else ""))
+    return "; ".join(parts)
+
+
+def _choice(message: str) -> str:
+    """What one complaint of a union says would be right: ``an integer``, ``a number greater than 0``."""
+    choice = re.sub(r", (unable|got) .*", "", message.removeprefix(_SHOULD))
+    choice = re.sub(r"\ba valid (?=[aeiou])", "an ", choice).replace("a valid ", "a ")
+    return re.sub("^(?=greater|less)", "a number ", choice)
 
 
 def shown(value: object, most: int = 120) -> str:

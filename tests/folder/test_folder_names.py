@@ -64,7 +64,9 @@ def test_every_label_has_its_own_model(tmp_path: Path, labels: tuple[str, ...]) 
     assert read(tmp_path / "run" / "experiment.toml")["strategies"] == dict.fromkeys(labels, "synchronous")
 
 
-@pytest.mark.parametrize("label", ["", " ", "a\nb", "a\tb", "a\0b", "\x1b[31m", "a\u2028b", "a\u0085b", "\udc80"])
+@pytest.mark.parametrize(
+    "label", ["", " ", "a\nb", "a\tb", "a\0b", "\x1b[31m", "a\u2028b", "a\u0085b", "\udc80", "a\u202eb", "\u2066a"]
+)
 def test_labels_that_cannot_be_shown_are_refused(label: str) -> None:
     with pytest.raises(UsageError, match=r"label|unicode") as refused:
         small(strategies={label: "synchronous"})

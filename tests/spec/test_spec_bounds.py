@@ -98,7 +98,18 @@ def test_a_device_that_comes_and_goes_all_the_time_is_refused() -> None:
         (lambda: Experiment(strategies=["fdaa"]), "unknown strategy 'fdaa'"),
         (lambda: Experiment(target=2), "target"),
         (lambda: Experiment(self=3), "unknown key 'self'"),
+        (lambda: Experiment(cls=3), "unknown key 'cls'"),
+        (lambda: Experiment(3), "Experiment: 3 is a positional argument"),
+        (lambda: setattr(Experiment(), "steps", 0), "Experiment: steps cannot be changed"),
+        (lambda: delattr(Experiment(), "steps"), "Experiment: steps cannot be changed"),
+        (lambda: setattr(FDA(threshold=1), "threshold", 3), "FDA: threshold cannot be changed"),
+        (lambda: delattr(FDA(threshold=1), "threshold"), "FDA: threshold cannot be changed"),
+        (lambda: setattr(Federation(), "rounds", 3), "Federation: rounds cannot be changed"),
+        (lambda: setattr(Split(), "more", 3), "Split: more cannot be changed"),
         (lambda: Profile(latency=-1), "Profile: latency"),
+        (lambda: Profile(power=-1), "power: expected a list or a string, got -1"),
+        (lambda: Profile(up=-1), "up: expected a number greater than 0 or a list, got -1"),
+        (lambda: Experiment(processes="x"), "processes: expected an integer or 'auto', got 'x'"),
         (lambda: Profile("iot"), "Profile: 'iot' is a positional argument"),
         (lambda: Outage(worker=0), "Outage: at"),
         (lambda: Federation(rounds=0), "Federation: rounds"),
@@ -119,3 +130,10 @@ def test_a_mistake_in_python_is_ours(make: Any, says: str) -> None:
     with pytest.raises(UsageError) as caught:
         make()
     one_line(caught.value, says)
+
+
+def test_a_mistake_within_a_list_is_told_once() -> None:
+    with pytest.raises(UsageError) as caught:
+        Profile(power=[1, -1])
+    one_line(caught.value, "power.1: ")
+    assert str(caught.value).count("power") == 1

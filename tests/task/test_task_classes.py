@@ -169,3 +169,39 @@ def test_many_classes_are_told_in_a_short_note() -> None:
     made = by_arrays(np.arange(1, 1001), [1])
     assert made.classes == 1000
     assert len(made.note) < 200
+
+
+@both
+@pytest.mark.parametrize(
+    ("train", "stated", "says"),
+    [
+        ([0, 1], {"class_names": ("x", "x")}, "'x'"),
+        ([0, 1], {"class_names": ("x", "x ")}, "'x '"),
+        ([0, 1], {"class_names": ("x", "y\n")}, r"'y\\n'"),
+        (["x", "x "], {}, "'x '"),
+    ],
+)
+def test_names_that_cannot_be_told_apart_or_shown_are_refused(
+    make: Callable[..., Dataset], train: Any, stated: Any, says: str
+) -> None:
+    with pytest.raises(DataError, match=says):
+        make(train, train, **stated)
+
+
+def test_labels_that_cannot_be_shown_are_named_by_their_escapes() -> None:
+    labels = ["\x1by", "x", "\u202ey"]
+    assert by_arrays(labels, labels).class_names == (r"'\x1by'", "x", r"'\u202ey'")
+
+
+def test_masked_values_are_missing() -> None:
+    whole = np.ma.array([0, 1])
+    assert by_arrays(whole, whole).classes == 2
+    for labels in (np.ma.array([0, 1], mask=[False, True]), [0, np.ma.masked]):
+        for make in (by_arrays, by_items):
+            with pytest.raises(DataError, match=r"train.*missing"):
+                make(labels, [0])
+    holed = np.ma.array(pictures(2), mask=False)
+    holed[1, 0, 0, 0] = np.ma.masked
+    for inputs in (holed, list(holed)):
+        with pytest.raises(DataError, match=r"test inputs.*missing"):
+            from_arrays(pictures(2), [0, 1], inputs, [0, 1])

@@ -55,6 +55,36 @@ def stashed() -> nn.Module:
     return net
 
 
+def stale() -> nn.Module:
+    net = Net(lambda net, x: x @ net.kept.T + net.fc.bias)
+    net.kept = net.fc.weight.data
+    return net
+
+
+def stale_view() -> nn.Module:
+    net = Net(lambda net, x: x @ net.kept["views"][0] + net.fc.bias)
+    net.kept = {"views": (net.fc.weight.detach().T,)}
+    return net
+
+
+def stale_count() -> nn.Module:
+    net = Net(lambda net, x: net.kept[0].add_(1) * 0 + net.fc(x), c=torch.zeros(()))
+    net.kept = [net.c]
+    return net
+
+
+def stale_read() -> nn.Module:
+    net = Net(lambda net, x: net.c.add_(1) * 0 + net.fc(x) + net.kept[0], c=torch.zeros(()))
+    net.kept = [net.c]
+    return net
+
+
+def first_forward(net: Net, x: Tensor) -> Tensor:
+    if not hasattr(net, "kept"):
+        net.kept = net.fc.weight.data
+    return x @ net.kept.T + net.fc.bias
+
+
 def assign(name: str, make: Callable[[Tensor], Any]) -> Callable[[Net, Tensor], None]:
     def does(net: Net, x: Tensor) -> None:
         if net.training:
@@ -96,6 +126,11 @@ def wanting(net: Net, x: Tensor) -> None:
         raise KeyError("y")
 
 
+def training_only(net: Net, x: Tensor) -> None:
+    if not net.training:
+        raise KeyError("statistics")
+
+
 def late(net: Net, x: Tensor) -> None:
     if net.training:
         net.register_buffer("late", x.mean())
@@ -124,8 +159,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "frozen, but changed": (frozen_and_changed, "'w', a frozen parameter"),
     "one of two names": (lambda: tied(Net(assign("b", lambda b: b + 1), b=torch.ones(2))), "one of its names"),
     "a reference of its own": (stashed, "'fc.weight' by a reference"),
+    "memory of a parameter": (stale, "to parameter 'fc.weight'"),
+    "view of a parameter": (stale_view, "to parameter 'fc.weight'"),
+    "memory kept by the first pass": (lambda: Net(first_forward), "to parameter 'fc.weight'"),
+    "memory of a buffer, written": (stale_count, "to buffer 'c'"),
+    "memory of a buffer, read": (stale_read, "to buffer 'c'"),
     "more outputs in training": (lambda: Net(second_head), "in training mode gives outputs of shape (2, 2, 3)"),
     "labels wanted in training": (lambda: Net(wanting), "y"),
+    "statistics wanted in evaluation": (lambda: Net(training_only), "in evaluation mode ('statistics')"),
     "no gradient": (lambda: Net(detached), "cannot be trained"),
     "labels for outputs": (lambda: Net(lambda net, x: net.fc(x).long()), "torch.int64"),
 }
@@ -197,3 +238,45 @@ def test_whether_it_learns_from_a_single_sample_is_tried(blobs: Dataset, layer: 
         else:
             habits.check_batches("worker", samples, batch_size)
     habits.check_batches("worker", [2, 3], 2)
+
+
+def test_aliases_are_found_before_types_are_converted(blobs: Dataset) -> None:
+    with pytest.raises(UsageError, match="to buffer 'c'"):
+        Task(blobs, stale_count).module(0, torch.float64)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(6, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x[:, None])[0][:, 0]
+
+
+def constant() -> nn.Module:
+    net = Net(lambda net, x: net.fc(x) * net.kept, c=torch.ones(3))
+    net.kept = net.c
+    return net
+
+
+def diagnosed(net: Net, x: Tensor) -> None:
+    net.last = net.fc.weight.detach()
+
+
+ACCEPTED: dict[str, Callable[[], nn.Module]] = {
+    "recurrent": Recurrent,
+    "spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(6, 3)),
+    "parametrised spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 3)),
+    "parametrised weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)),
+    "transformer": lambda: nn.Sequential(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), nn.Linear(6, 3)),
+    "lazy": lambda: nn.Sequential(nn.LazyLinear(5), nn.Linear(5, 3)),
+    "what never changes": constant,
+    "renewed by each pass": lambda: Net(diagnosed),
+}
+
+
+@pytest.mark.parametrize("model", ACCEPTED.values(), ids=ACCEPTED)
+def test_references_that_follow_are_accepted(blobs: Dataset, model: Callable[[], nn.Module]) -> None:
+    task = Task(blobs, model)
+    task.habits(task.module(0))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsync.errors import DataError
+from sparsync.spec import showable
 
 Label = int | str
 """What one label says."""
@@ -36,6 +37,7 @@ def listed(labels: Any, name: str) -> list[Label]:
     DataError
         If they are anything else.
     """
+    check_masks(labels, name)
     if isinstance(labels, list | tuple):
         arrays = Tensor | np.ndarray | np.generic
         values = [
@@ -67,6 +69,19 @@ def _label(value: object, i: int, name: str) -> Label:
     raise DataError(
         f"{name}: label {i} is {shown:.60}; expected a text, or a whole number of at most 64 bits, for each input"
     )
+
+
+def check_masks(values: object, name: str) -> None:
+    """Refuse values that NumPy's masked arrays, also those in a list, say are missing.
+
+    Raises
+    ------
+    DataError
+        If there are any.
+    """
+    for part in values if isinstance(values, list | tuple) else (values,):
+        if isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part):
+            raise DataError(f"{name}: some values are missing (masked); remove their examples, or fill them in")
 
 
 def class_count(classes: object, name: str) -> int:
@@ -151,7 +166,8 @@ class Classes:
         missing = "is no label of the training set; remove its examples, or state the number of classes"
         own = list(order) == list(range(len(order)))
         note = "" if own else f"{name}: labels {_shown(known)} are classes 0 to {len(known) - 1}, in this order"
-        return cls(tuple(map(str, known)), order, missing, note)
+        shown = tuple(text if showable(text) else ascii(text) for text in map(str, known))
+        return cls(shown, order, missing, note)
 
     def tensor(self, labels: Sequence[Label], name: str) -> Tensor:
         """Return the numbers of labels, int64.

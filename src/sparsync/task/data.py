@@ -13,8 +13,9 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from sparsync.errors import DataError, described
-from sparsync.task.classes import class_count
+from sparsync.errors import DataError, UsageError, described
+from sparsync.spec import check_labels
+from sparsync.task.classes import check_masks, class_count
 
 MapDataset = torch.utils.data.Dataset[Any]
 """Any map-style dataset: it has a length, and indexing yields (input, label)."""
@@ -202,7 +203,8 @@ class Dataset:
     Raises
     ------
     DataError
-        If shapes differ, a label is out of range, or names and classes differ in number.
+        If shapes differ, a label is out of range, names and classes differ in number, or names cannot be shown or told
+        apart.
     """
 
     name: str
@@ -222,9 +224,14 @@ class Dataset:
         for examples in (self.train, self.test):
             if (highest := int(examples.labels.max())) >= self.classes:
                 raise DataError(f"{examples.name}: label {highest} is out of range; expected 0 to {self.classes - 1}")
-        object.__setattr__(self, "class_names", tuple(map(str, self.class_names or range(self.classes))))
-        if len(self.class_names) != self.classes:
-            raise DataError(f"dataset {self.name!r}: {len(self.class_names)} class names for {self.classes} classes")
+        names = tuple(map(str, self.class_names or range(self.classes)))
+        if len(names) != self.classes:
+            raise DataError(f"dataset {self.name!r}: {len(names)} class names for {self.classes} classes")
+        try:
+            check_labels(names if self.class_names else (), "class name")
+        except UsageError as error:
+            raise DataError(f"dataset {self.name!r}: {error}") from None
+        object.__setattr__(self, "class_names", names)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -281,8 +288,9 @@ def as_tensor(value: npt.ArrayLike | Tensor, name: str) -> Tensor:
     Raises
     ------
     DataError
-        If they are no numbers, or no array.
+        If they are no numbers, no array, or masked.
     """
+    check_masks(value, name)
     try:
         if isinstance(value, Tensor):
             return value.detach().cpu().to_dense()

@@ -211,11 +211,73 @@ def try_out(module: nn.Module, learn: Callable[[int], None], device: torch.devic
     UsageError
         If its forward pass does what could not be kept for each worker.
     """
+    kept = aliases(module)
+    values = [alias.tensor.detach().clone() for alias in kept]
     with mode(module, training=True), forked_rng(device) as drew:
         with _exchanged(module, parameters=True) as copies:
             changed = _changed(module, list(copies.values()), lambda: learn(2))
         stochastic = drew()
+    for alias, value in zip(kept, values, strict=True):
+        if alias.trained or alias.name in changed or not torch.equal(alias.tensor, value):
+            alias.check(module)
     return Habits(stochastic, failure(module, lambda: learn(1), device), changed)
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A tensor that a model keeps beside its registries, in the memory of a parameter or buffer that is in them."""
+
+    path: str
+    tensor: Tensor
+    kind: str
+    name: str
+    trained: bool
+
+    def check(self, module: nn.Module) -> None:
+        """Refuse it, if the forward pass has not put another tensor in its place, as `spectral_norm` does.
+
+        Raises
+        ------
+        UsageError
+            Naming it and whose memory it is.
+        """
+        if dict(_beside(module)).get(self.path) is self.tensor:
+            raise UsageError(
+                f"{self.path!r} is a reference of the model's own to {self.kind} {self.name!r}, so no worker could "
+                f"have its own; let the forward pass look up {self.name!r}"
+            )
+
+
+def aliases(module: nn.Module) -> list[Alias]:
+    """Find the tensors that a model keeps by references which do not follow when its parameters are exchanged."""
+    homes = {
+        tensor.untyped_storage().data_ptr(): (kind, name, tensor.requires_grad)
+        for name, kind, tensor in _registered(module)
+        if tensor is not None and not is_lazy(tensor) and tensor.numel()
+    }
+    with _exchanged(module, parameters=True):
+        found = [(path, tensor, homes.get(tensor.untyped_storage().data_ptr())) for path, tensor in _beside(module)]
+    return [Alias(path, tensor, *home) for path, tensor, home in found if home is not None]
+
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+def _beside(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Dense tensors among a model's plain attributes, and in their lists, tuples and dicts, by path."""
+
+    def search(path: str, value: object, depth: int) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(value, Tensor):
+            if value.layout is torch.strided and not is_lazy(value) and value.numel():
+                yield path, value
+        elif isinstance(value, list | tuple | dict) and depth:
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from search(f"{path}[{key!r}]", item, depth - 1)
+
+    for name, part in module.named_modules():
+        for attribute, value in vars(part).items():
+            if attribute not in _REGISTRIES:
+                yield from search(f"{name}.{attribute}".lstrip("."), value, 4)
 
 
 def failure(module: nn.Module, step: Callable[[], object], device: torch.device) -> str | None:

@@ -13,7 +13,7 @@ from sparsync.errors import UsageError
 from sparsync.randomness import torch_seed
 from sparsync.task.data import Dataset
 from sparsync.task.models import build_model
-from sparsync.task.state import Habits, check_state, evaluating, failure, forked_rng, reason, try_out
+from sparsync.task.state import Alias, Habits, aliases, check_state, evaluating, failure, forked_rng, reason, try_out
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class Task:
             torch.default_generator.manual_seed(torch_seed(seed, "model"))
             module = build_model(self.model, self.dataset.shape, self.dataset.classes)
             check_state(module)
+            left: list[Alias] = []
             if dtype is not torch.float32:
+                left = aliases(module)  # which are not converted
                 module._apply(  # type: ignore[no-untyped-call]
                     lambda tensor: tensor.to(dtype) if tensor.dtype is torch.float32 else tensor
                 )
@@ -71,6 +73,8 @@ class Task:
                     )
             module.train()
             self._check_inputs(module)
+            for alias in left:
+                alias.check(module)
         return module
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -152,6 +156,11 @@ class Task:
             try:
                 outputs = module(inputs)
             except Exception as error:  # the model's own code: anything may come of it
+                if failure(module, lambda: module(inputs), inputs.device) is None:
+                    raise UsageError(
+                        f"model {self.model_name!r} fails in evaluation mode ({reason(error)}), though not in training "
+                        "mode; mend its forward pass"
+                    ) from error
                 raise UsageError(
                     f"model {self.model_name!r} does not take inputs of shape {self.dataset.shape} as dataset "
                     f"{self.dataset.name!r} has them ({reason(error)}); choose another model or dataset"

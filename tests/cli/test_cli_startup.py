@@ -181,7 +181,9 @@ def test_a_terminal_is_told_what_is_prepared(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(sys, "stderr", shown := Terminal())
     given = ["--steps", "1", "--workers", "2", "--processes", "1", "--strategy", "synchronous", "--no-report"]
     monkeypatch.setattr(sys, "argv", ["sparsync", "compare", *given, "--out", str(tmp_path / "run")])
-    main()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
     told = shown.getvalue()
     places = [told.index(word) for word in ("loading", "reading", "partitioning", "assembling")]
     assert places == sorted(places)

@@ -29,7 +29,7 @@ from sparsync.records import Records
 from sparsync.run import Run, Watcher
 from sparsync.settings import read
 from sparsync.split import Site, SplitStrategy
-from sparsync.storage import locked, remove, write_json, write_text
+from sparsync.storage import locked, read_bytes, read_json, remove, write_json, write_text
 from sparsync.task import Dataset, Task, counts, load_dataset, partition
 from sparsync.workers import Alone, Group
 
@@ -128,7 +128,7 @@ def opened(folder: Path) -> tuple[Experiment, dict[str, Any]]:
     """
     folder = Path(folder)
     try:
-        made = json.loads((folder / "run.json").read_bytes())
+        made = json.loads(read_bytes(folder / "run.json"))
         fingerprint, processes, step = str(made["fingerprint"]), int(made["processes"]), made["step_seconds"]
         if step is not None and not 0 < float(step) < math.inf:
             raise ValueError
@@ -185,7 +185,7 @@ def _run(order: Order) -> dict[str, Any]:
             f"workers: {experiment.workers} cannot be shared by {processes} processes; start at most as many"
         )
     run(_session, order, processes)
-    summary: dict[str, Any] = json.loads((order.folder / "summary.json").read_bytes())
+    summary: dict[str, Any] = read_json(order.folder / "summary.json")
     return summary
 
 
@@ -269,7 +269,7 @@ def _timed(experiment: Experiment, folder: Path, task: Task, group: Group) -> Ex
     seconds = torch.zeros(1, dtype=torch.float64)
     if group.rank == 0:
         path = folder / "run.json"
-        made = json.loads(path.read_bytes())
+        made = read_json(path)
         if made["step_seconds"] is None:
             made["step_seconds"] = step_seconds(experiment, task)
             write_json(path, made)

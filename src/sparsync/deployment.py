@@ -30,7 +30,7 @@ from sparsync.engines.links import TOKEN_BYTES
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment, to_toml
 from sparsync.peers import HADFL
-from sparsync.storage import write_json, write_text
+from sparsync.storage import read_bytes, write_json, write_text
 from sparsync.system import System
 from sparsync.task import Task, load_dataset, partition
 from sparsync.workers import Alone
@@ -136,7 +136,7 @@ def resume(
     """
     experiment, _ = comparison.opened(folder)
     try:
-        site = Site(**json.loads((folder / _FILE).read_bytes()))
+        site = Site(**json.loads(read_bytes(folder / _FILE)))
         if not 0 < site.port < 2**16:
             raise ValueError
     except (OSError, RecursionError, TypeError, ValueError):
@@ -183,7 +183,7 @@ def read_token(path: Path) -> bytes:
         If there is no such file, or it is none.
     """
     try:
-        token = bytes.fromhex(path.read_text().strip())
+        token = bytes.fromhex(read_bytes(path).decode().strip())
     except (OSError, ValueError):
         token = b""
     if len(token) != TOKEN_BYTES:

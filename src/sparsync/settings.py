@@ -11,6 +11,7 @@ from typing import Any
 from sparsync import catalogue
 from sparsync.errors import UsageError
 from sparsync.spec import is_code, unknown
+from sparsync.storage import reading
 
 _MOST_BYTES = 1 << 24  # of an experiment file
 _MERGED = ("federation", "split", "profile")
@@ -33,7 +34,7 @@ def read(path: Path) -> dict[str, Any]:
         If there is no such file, or it is not TOML.
     """
     try:
-        with path.open("rb") as file:
+        with reading(path) as file:
             text = file.read(_MOST_BYTES + 1)
         if len(text) > _MOST_BYTES:
             raise UsageError(f"{path}: more than {_MOST_BYTES >> 20} MiB; give the path of an experiment file (TOML)")

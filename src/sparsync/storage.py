@@ -95,6 +95,29 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def reading(path: Path) -> BinaryIO:
+    """Open a regular file to read it.
+
+    Raises
+    ------
+    OSError
+        If that is not possible, or something else is there: a pipe or a device has no end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # a pipe must not block
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    folder = stat.S_ISDIR(mode)
+    raise OSError(errno.EISDIR if folder else errno.EINVAL, "it is a folder" if folder else "it is no regular file")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what a regular file holds; see `reading`."""
+    with reading(path) as file:
+        return file.read()
+
+
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds.
 
@@ -104,9 +127,9 @@ def read_json(path: Path) -> Any:
         If it cannot be read, or is none.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_bytes(path))
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); restore it from a copy") from None
     except (ValueError, RecursionError):
         raise DataError(f"{path}: not JSON; it is damaged or was edited, so restore it from a copy") from None
 

@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from sparsync.errors import DataError, SparsyncError
-from sparsync.storage import named, read_json, remove, replacing, subfolder, sync, write_json
+from sparsync.storage import named, read_json, reading, remove, replacing, subfolder, sync, write_json
 from sparsync.workers import Group
 from sparsync.workers.group import gather
 
@@ -60,6 +60,7 @@ def load_tree(path: Path) -> Any:
         If the file is missing, truncated or no such file.
     """
     try:
+        reading(path).close()  # what is no regular file might have no end
         with safetensors.safe_open(path, framework="pt") as file:
             shape = json.loads(file.metadata()["tree"])
 
@@ -196,9 +197,17 @@ class Checkpoint:
 
 def damaged(path: Path, what: str) -> DataError:
     """Return the error for a checkpoint that is not as it was written."""
-    return DataError(f"checkpoint {path}: {what}; it is damaged, so delete its folder to start that run anew")
+    return DataError(f"checkpoint {path}: {what}; it is damaged, so delete {_folder(path)} to start that run anew")
+
+
+def _folder(path: Path) -> Path:
+    """Return the checkpoint's folder, of which a path is that or a file in it."""
+    return path.parent if path.suffix in (".json", ".safetensors") else path
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with reading(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise damaged(path, f"cannot be read ({error.strerror or error})") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from sparsync.errors import DataError
+from sparsync.storage import read_bytes, reading
 
 __all__ = [
     "UNITS",
@@ -30,7 +31,7 @@ UNITS = ("syncs", "rounds", "epochs")
 def read_lines(file: Path) -> Iterator[tuple[int, bytes]]:
     """Go through a file's lines with their numbers, from 1, or say why it cannot be read."""
     try:
-        with file.open("rb") as lines:
+        with reading(file) as lines:
             yield from enumerate(lines, 1)
     except OSError as problem:
         raise _unreadable(file, problem) from problem
@@ -39,7 +40,7 @@ def read_lines(file: Path) -> Iterator[tuple[int, bytes]]:
 def read_json(file: Path) -> Any:
     """Return what a JSON file holds."""
     try:
-        return json.loads(file.read_bytes())
+        return json.loads(read_bytes(file))
     except OSError as problem:
         raise _unreadable(file, problem) from problem
     except (ValueError, RecursionError) as problem:
@@ -81,7 +82,7 @@ def damaged(where: str, what: str) -> DataError:
 
 
 def _unreadable(file: Path, problem: OSError) -> DataError:
-    return DataError(f"{file} cannot be read ({problem.strerror}); check that it is yours to read.")
+    return DataError(f"{file} cannot be read ({problem.strerror}); it must be a file that is yours to read.")
 
 
 def show(value: Any) -> str:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sparsync.errors import DataError, UsageError, described
+from sparsync.storage import reading
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -73,7 +74,7 @@ def regular(path: Path) -> Path:
 def opened(path: Path) -> BinaryIO:
     """Open a regular file to read it, or say in one line why it cannot be."""
     try:
-        return regular(path).open("rb")
+        return reading(regular(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({described(error)}); expected a file that can") from error
 

@@ -56,8 +56,6 @@ def _reported() -> Iterator[None]:
     except KeyboardInterrupt:
         _say("sparsync: stopped")
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # whoever read it has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes at its end
 
 
 def _say(line: str) -> None:

@@ -53,7 +53,7 @@ class Run:
         self.experiment, self.seed, self.group = setting.experiment, setting.seed, setting.group
         self.label, self.records, self.watcher, self.stopping = label, records, watcher, stopping
         self.lines: list[dict[str, Any]] = []
-        self.length = records.length
+        self.length, self.digest = records.length, records.digest
         self.wall = 0.0
         self.since = time.monotonic()
         self.spec = self.experiment.strategies[label]
@@ -80,7 +80,7 @@ class Run:
         saved = self.records.checkpoint.load()
         if saved is not None:
             self._restore(saved)
-        self.records.rewind(self.length)
+        self.records.rewind(self.length, self.digest)
         if self.watcher:
             self.watcher.started(self.label, self.seed, self.loop.progress.step)
         decide = Pace(self.group, self.experiment.save_seconds, self.stopping)
@@ -113,7 +113,8 @@ class Run:
                 return
             check_like(saved, self._state())
             self.loop.load_state_dict(saved["loop"])
-            self.wall, self.length = saved["wall_seconds"], saved["history_bytes"]
+            self.wall = saved["wall_seconds"]
+            self.length, self.digest = saved["history_bytes"], saved["history_digest"]
         except (DataError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
             raise damaged(self.records.checkpoint.folder, " ".join(reason.split())) from None
@@ -127,7 +128,7 @@ class Run:
             self._flush()
 
     def _flush(self, *, durable: bool = False) -> None:
-        self.length = self.records.append(self.lines, durable=durable)
+        self.length, self.digest = self.records.append(self.lines, durable=durable)
         self.lines.clear()
 
     def _save(self) -> None:
@@ -139,6 +140,7 @@ class Run:
             "label": self.label,
             "seed": self.seed,
             "history_bytes": self.length,
+            "history_digest": self.digest,
             "wall_seconds": self._wall_seconds(),
             "loop": self.loop.state_dict(),
         }
@@ -173,6 +175,6 @@ class Run:
         if error is None:
             model = loop.evaluated()  # by all processes
             self.records.save_model(self.label, self.seed, model)
-        self.records.finish(result, self.length)
+        self.records.finish(result, self.length, self.digest)
         if self.watcher:
             self.watcher.finished(result)

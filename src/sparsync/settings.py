@@ -112,23 +112,27 @@ def check(settings: Mapping[str, Any], source: str = "") -> None:
                 if key not in keys:
                     raise unknown(f"[{table}] key" if table else "key", str(key), keys)
         if not settings.get("imports"):
-            for title, text in _specs(settings):
-                catalogue.kinds()[title].resolve(text)
+            for table, title, text in _specs(settings):
+                try:
+                    catalogue.kinds()[title].resolve(text)
+                except UsageError as error:
+                    raise UsageError(f"{table}: {error}" if table else str(error)) from None
     except UsageError as error:
         raise UsageError(f"{source}: {error}" if source else str(error)) from None
 
 
-def _specs(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every spec in the settings, but those of code, with the title of its kind."""
-    for table in (settings, *(settings.get(name) for name in _MERGED)):
+def _specs(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Every spec in the settings, but those of code, with its table and the title of its kind."""
+    for name in ("", *_MERGED):
+        table = settings.get(name) if name else settings
         for key, title in _KINDS.items():
             text = table.get(key) if isinstance(table, Mapping) else None
             code = key in ("data", "model") and isinstance(text, str) and is_code(text, catalogue.kinds()[title])
             if isinstance(text, str) and not code:
-                yield title, text
+                yield name, title, text
     strategies = settings.get("strategies")
     if isinstance(strategies, list):
         strategies = dict(split_label(text) for text in strategies if isinstance(text, str))
     for text in strategies.values() if isinstance(strategies, Mapping) else ():
         if isinstance(text, str):
-            yield "strategies", text
+            yield "", "strategies", text

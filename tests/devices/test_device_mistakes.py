@@ -82,7 +82,7 @@ MISTAKES = [
     ("coordinate file.toml --here --slowdown 0.5", "slowdown 0.5: a step cannot take less"),
     ("coordinate file.toml --silence 0", "silence 0: give a number of seconds above 0"),
     ("coordinate file.toml --patience nan", "patience nan: give a number of seconds above 0"),
-    ("resume nowhere", "nowhere holds no run"),
+    ("resume nowhere", "nowhere is not a folder"),
 ]
 
 

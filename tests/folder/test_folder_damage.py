@@ -17,7 +17,10 @@ from sparsync import comparison, reporting
 from sparsync.engines import checkpoint
 from sparsync.engines.checkpoint import check_like, load_tree, save_tree
 from sparsync.errors import DataError, SparsyncError
+from sparsync.experiment import build
+from sparsync.records import Records
 from sparsync.storage import PARTIAL, file_name
+from sparsync.workers import Alone
 
 FAMILIES = {
     "peers": ["fda:threshold=0.1"],
@@ -277,3 +280,22 @@ def test_what_refers_to_a_file_is_written_after_it(
     ]
     events = events[events.index("sync history.jsonl") :]
     assert list(dict.fromkeys(event for event in events if event in finishing)) == finishing
+
+
+def test_a_changed_line_of_history_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    group = Alone()
+    experiment = build({"steps": 2, "workers": 2, "processes": 1, "strategies": ["synchronous"]})
+    folder.mkdir()
+    records = Records(folder, experiment, group)
+    records.rewind(0, "")
+    length, digest = records.append([{"label": "one"}, {"label": "two"}])
+    whole = records.history.read_bytes()
+    records.rewind(length, digest)
+    records.history.write_bytes(whole.replace(b"two", b"twa") + b"more")
+    with pytest.raises(DataError, match=r"history\.jsonl"):
+        records.rewind(length, digest)
+    records.history.write_bytes(whole + b"more")
+    records.rewind(length, digest)
+    assert records.history.read_bytes() == whole
+    assert records.append([]) == (length, digest)

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsync.experiment import Experiment
 from sparsync.task import Examples, Task
 
 _HASHED = 2**25  # bytes of inputs, at most and about: of more, every second sample, or every third
-_OUTPUTS = "first outputs"
+_OUTPUTS = ("first outputs", "first outputs in training")
 _SAMPLES, _NUMBERS = 4, 64  # training samples that the first model is given, and numbers kept of what it answers
 _CLOSE = 1e-4  # of the largest output: processors differ by far less, models by far more
 
@@ -45,7 +45,7 @@ def identity(experiment: Experiment, task: Task) -> dict[str, Pieces]:
 
 def common(experiment: Experiment, task: Task) -> str:
     """Return what machines that take part in one run have in common: digests of settings, data and model."""
-    tensors = {name: kind for name, kind in _model(experiment, task).items() if name != _OUTPUTS}
+    tensors = {name: kind for name, kind in _model(experiment, task).items() if name not in _OUTPUTS}
     return "-".join((experiment.common, *(_digest([json.dumps(own).encode()]) for own in (_data(task), tensors))))
 
 
@@ -54,9 +54,9 @@ def difference(then: Any, now: Mapping[str, Pieces]) -> str | None:
     for part, pieces in now.items():
         before = then.get(part) if isinstance(then, Mapping) else None
         before = before if isinstance(before, Mapping) else {}
-        for name in sorted({**pieces, **before}, key=_OUTPUTS.__eq__):  # those last: other tensors say more
+        for name in sorted({**pieces, **before}, key=_OUTPUTS.__contains__):  # those last: other tensors say more
             was, is_ = (own.get(name, "missing") for own in (before, pieces))
-            if was != is_ and not (name == _OUTPUTS and _close(was, is_)):
+            if was != is_ and not (name in _OUTPUTS and _close(was, is_)):
                 return f"{part}, {name}: {_short(was)} then, {_short(is_)} now"
     return None
 
@@ -84,19 +84,27 @@ def _inputs(examples: Examples) -> Iterable[bytes]:
 def _model(experiment: Experiment, task: Task) -> dict[str, Any]:
     """Names, shapes and types of a model's tensors, and what the first model gives for a few inputs."""
     dtype = getattr(torch, experiment.dtype)
-    module = task.module(experiment.seeds[0], dtype).eval()
-    tensors = (*module.named_parameters(), *module.named_buffers())
+    modules = [task.module(experiment.seeds[0], dtype) for _ in range(3)]
+    tensors = (*modules[0].named_parameters(), *modules[0].named_buffers())
     found: dict[str, Any] = {name: f"{str(own.dtype)[6:]} {list(own.shape)}" for name, own in tensors}
     train = task.dataset.train
     if isinstance(train.inputs, Tensor):
-        inputs, _ = train.batch(torch.arange(min(_SAMPLES, len(train))), dtype)
+        inputs, _ = train.batch(torch.arange(_SAMPLES) % len(train), dtype)
     else:
-        inputs = torch.ones(1, *train.shape, dtype=dtype)
+        inputs = torch.ones(_SAMPLES, *train.shape, dtype=dtype)
+    evaluation, *training = (_answers(module.train(i > 0), inputs) for i, module in enumerate(modules))
+    found[_OUTPUTS[0]] = evaluation
+    if training[0] == training[1]:  # dropout draws the same again; what does not cannot be compared
+        found[_OUTPUTS[1]] = training[0]
+    return found
+
+
+def _answers(module: nn.Module, inputs: Tensor) -> list[float]:
+    """Return the first numbers of what a model gives, in the mode in which it is."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(0)
-        outputs = module(inputs)
-    found[_OUTPUTS] = [float(f"{value:.6g}") for value in islice(outputs.double().flatten().tolist(), _NUMBERS)]
-    return found
+        outputs: Tensor = module(inputs)
+    return [float(f"{value:.6g}") for value in islice(outputs.double().flatten().tolist(), _NUMBERS)]
 
 
 def _close(then: Any, now: list[float]) -> bool:

@@ -84,6 +84,7 @@ def test_fewer_data(tmp_path: Path, stopped: Callable[..., Path]) -> None:
         ),
         ("nn.Linear(8, 10)", "nn.Linear(8, 10, bias=False)", "3.bias: float32 [10] then, missing now"),
         ("ReLU", "Tanh", "outputs"),  # the same parameters, another function
+        ("ReLU()", "Sequential(nn.ReLU(), nn.Dropout(0.5))", "in training"),  # the same in evaluation
         ("ReLU()", "BatchNorm1d(8)", "2.weight: missing then, float32 [8] now"),
     ],
 )

@@ -201,10 +201,10 @@ def resume(
     if deployment.is_coordinated(folder):
         _finish([(folder, deployment.resume(folder, watch=comparison.watch, tell=_say))], draw)
         return
-    _finish(
-        study.resume(folder, comparison.watch) if several else [(folder, comparison.resume(folder, comparison.watch))],
-        draw,
-    )
+    if several:
+        _finish(study.resume(folder, comparison.watch), draw)
+    else:
+        _finish([(folder, comparison.resume(folder, comparison.watch))], draw)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -236,7 +236,7 @@ def _begin(order: Order, task: Task, group: Group) -> None:
         if differs := difference(order.made["identity"], found):
             raise UsageError(f"{folder}: {differs}; undo the change, or compare in a new folder")
         return
-    for seed in experiment.seeds:
+    for seed in experiment.seeds:  # what cannot be partitioned leaves what lies in the folder as it is
         partition(experiment.partition, task.dataset.train.labels.numpy(), experiment.workers, seed)
     if group.rank == 0:
         profile = experiment.profile
@@ -348,7 +348,7 @@ def _compare(
                     Run(setting, label, records, watcher, asked).complete()
 
 
-def _rehearse(experiment: Experiment, task: Task, group: Group, labels: Iterable[str]) -> None:
+def _rehearse(experiment: Experiment, task: Task, group: Group, labels: Collection[str]) -> None:
     """Assemble every strategy once before the first one trains, with the first seed, and partition with all seeds.
 
     Raises
@@ -363,7 +363,7 @@ def _rehearse(experiment: Experiment, task: Task, group: Group, labels: Iterable
     task.module(setting.seed, setting.dtype)  # what all would be refused for is said once
     refused: dict[str, list[str]] = {}
     if group.rank == 0:
-        tell(f"assembling {len(list(labels))} strategies")
+        tell(f"assembling {len(labels)} strategies")
     for label in labels:
         strategy = experiment.strategy(label)
         if isinstance(strategy, Follower) and strategy.match is not None:

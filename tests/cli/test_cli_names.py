@@ -10,7 +10,6 @@ import pytest
 
 import sparsync
 from sparsync import registries
-from sparsync.__main__ import main
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment
 from sparsync.spec import Registry
@@ -18,22 +17,6 @@ from sparsync.task import build_model, load_dataset
 
 HERE = Path(__file__).parent
 OWN = "own_names"
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    """Run ``sparsync ARGUMENTS`` in this process: (exit status, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(HERE)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sparsync", *(str(argument) for argument in arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        output = capsys.readouterr()
-        return int(stop.value.code or 0), output.out, output.err
-
-    return run
 
 
 @pytest.fixture

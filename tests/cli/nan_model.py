@@ -17,7 +17,8 @@ class Moody(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.fc(x.flatten(1))
-        return out * float("nan") if self.training and len(x) > 2 and next(_steps) == 40 else out
+        training = self.training and torch.is_grad_enabled() and len(x) > 2  # no trial of what the model is like
+        return out * float("nan") if training and next(_steps) == 40 else out
 
 
 def build(shape: tuple[int, ...], classes: int) -> nn.Module:

@@ -111,7 +111,9 @@ def measure(settings: dict[str, Any], folder: Path, seed: int, slowdown: float) 
     base = {**settings, "workers": 4, "seeds": [seed], "processes": 1, "eval_every": 1}
     real = build({**base, "profile": {"power": POWERS, **LINK}})
     before = calibrated(real, slowdown)
-    deployment.coordinate(real, folder / f"measured-{seed}", deployment.Site(here=True, slowdown=slowdown))
+    deployment.coordinate(
+        real, folder / f"measured-{seed}", deployment.DeploymentSettings(here=True, slowdown=slowdown)
+    )
     steps = [statistics.mean(both) for both in zip(before, calibrated(real, slowdown), strict=True)]
     predicted = {"step_seconds": 1.0, "power": [1 / step for step in steps], **LINK}
     comparison.compare(build({**base, "profile": predicted}), folder / f"predicted-{seed}")

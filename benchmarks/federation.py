@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsync.engines import Action, Budget, RoundLoop
+from sparsync.engines import Budget, PaceAction, RoundLoop
 from sparsync.federated import FedAvg, Federation, Server
 from sparsync.system import Profile
 from sparsync.task import Task, from_arrays, partition
-from sparsync.workers import Arena, Bench
-from sparsync.workers.batches import Indices, Passes
+from sparsync.workers import Arena, ClientRuntime
+from sparsync.workers.batches import Indices, LocalPasses
 
 SAMPLES, TURNS = 200_000, 5
 
@@ -40,14 +40,16 @@ def data(shape: tuple[int, ...], model: str, samples: int = SAMPLES) -> Task:
     return Task(from_arrays(pictures, labels, pictures[:100], labels[:100]), model)
 
 
-def federation(task: Task, parts: list[Indices], **settings: object) -> tuple[RoundLoop, Bench]:
+def federation(task: Task, parts: list[Indices], **settings: object) -> tuple[RoundLoop, ClientRuntime]:
     """FedAvg over these clients."""
     said = Federation(**settings)  # type: ignore[arg-type]
     module = task.module(0)
-    bench = Bench(Arena(module, 1, torch.device("cpu"), torch.float32), task, module, parts, said.local_work(32), 0)
-    server = Server(bench.vector, module, [len(part) for part in parts], said)
+    runtime = ClientRuntime(
+        Arena(module, 1, torch.device("cpu"), torch.float32), task, module, parts, said.local_work(32), 0
+    )
+    server = Server(runtime.vector, module, [len(part) for part in parts], said)
     budget = Budget(said.rounds, said.eval_every)
-    return RoundLoop(server, bench, FedAvg().serve(server), task, budget, Profile(), lambda _: None), bench
+    return RoundLoop(server, runtime, FedAvg().serve(server), task, budget, Profile(), lambda _: None), runtime
 
 
 def resident(which: str) -> int:
@@ -60,14 +62,14 @@ def measure(clients: int, cohort: int) -> None:
     """Run in this process, and print how its memory grew."""
     torch.set_num_threads(1)
     task = data((1, 8, 8), "logistic")
-    federation(task, [np.arange(10)], rounds=1)[0].run(lambda _: Action.GO_ON, lambda: None)  # what torch loads
+    federation(task, [np.arange(10)], rounds=1)[0].run(lambda _: PaceAction.GO_ON, lambda: None)  # what torch loads
     before = resident("VmRSS")
     parts = partition("iid", task.dataset.train.labels.numpy(), clients, 0)
     lists = resident("VmRSS") - before
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = resident("VmRSS")
     loop, _ = federation(task, parts, rounds=5, cohort=cohort, steps=1, client_accuracy=True)
-    loop.run(lambda _: Action.GO_ON, lambda: None)
+    loop.run(lambda _: PaceAction.GO_ON, lambda: None)
     print(json.dumps({"lists": lists, "growth": resident("VmHWM") - before}))
 
 
@@ -87,7 +89,7 @@ def speed(name: str, task: Task, clients: int) -> None:
 
     def bare(round_: int) -> None:
         for client, part in enumerate(parts):
-            passes = Passes(part, 32, epochs=1, seed=0, client=client, round_=round_)
+            passes = LocalPasses(part, 32, epochs=1, seed=0, client=client, round_=round_)
             for step in range(len(passes)):
                 inputs, labels = task.dataset.train.batch(passes[step])
                 optimizer.zero_grad()
@@ -96,7 +98,7 @@ def speed(name: str, task: Task, clients: int) -> None:
 
     def simulated(_: int) -> None:
         end = loop.rounds.round + 1
-        loop.run(lambda _: Action.STOP if loop.rounds.round >= end else Action.GO_ON, lambda: None)
+        loop.run(lambda _: PaceAction.STOP if loop.rounds.round >= end else PaceAction.GO_ON, lambda: None)
 
     def rate(step: object, turn: int) -> float:
         begin = time.perf_counter()

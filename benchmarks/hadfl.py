@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from sparsync.engines import Action, Budget, PeerLoop
+from sparsync.engines import Budget, PaceAction, PeerLoop
 from sparsync.engines.processes import cores, run
 from sparsync.peers import HADFL
 from sparsync.system import PRESETS, Profile
@@ -69,7 +69,7 @@ def job(group: Group, said: argparse.Namespace) -> None:
     for turn in range(1, TURNS + 1):
         begin = time.perf_counter()
         until = first + (last - first) * turn / TURNS
-        loop.run(lambda _, until=until: Action.STOP if loop.clock.now >= until else Action.GO_ON, lambda: None)
+        loop.run(lambda _, until=until: PaceAction.STOP if loop.clock.now >= until else PaceAction.GO_ON, lambda: None)
         group.barrier()
         took += time.perf_counter() - begin
         rates.append(bare())
@@ -82,7 +82,7 @@ def job(group: Group, said: argparse.Namespace) -> None:
         print(f"{said.devices:,} devices of preset {said.preset}, unit={said.unit}, {group.size} processes")
         print(f"real time                   {took:10,.1f} s   (at most 300 s are wanted, of 20 minutes on two cores)")
         print(f"virtual time                {loop.clock.now - first:10,.1f} s")
-        print(f"cycles                      {strategy.coordinator.cycle:10,d}   (best test accuracy {accuracy:.2%})")
+        print(f"cycles                      {strategy.planner.cycle:10,d}   (best test accuracy {accuracy:.2%})")
         print(f"device steps                {steps:10,d}")
         print(f"per real second             {steps / took:10,.0f}   (bare forward and backward {rate:,.0f})")
         print(f"time of the bare passes     {took * rate / steps:10.2f} times")

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsync.reporting import Run, load
+from sparsync.reporting import ComparisonRecord, load
 
 
-def table(run: Run, after: int) -> list[str]:
+def table(run: ComparisonRecord, after: int) -> list[str]:
     """Return the lines of one comparison's table."""
     lines = [
         f"| Strategy | Target | Density, round {after + 1} | Density, last round | Regrown per client and round |",

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsync.wire import Chain, NonZero, kinds_of, parse_chain, values_of
+from sparsync.wire import Chain, NonZeroSupport, kinds_of, parse_chain, values_of
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.01, 0.001)
 TURNS = 5
@@ -58,7 +58,7 @@ def best(call: Callable[[], object]) -> float:
 def report_sizes(numel: int) -> None:
     """Print each mask's size over the bound."""
     print(f"{numel:,} numbers; at most 1.05 is wanted of the message over its bound")
-    chain = Chain((NonZero(),))
+    chain = Chain((NonZeroSupport(),))
     for kind in ("random", "layers"):
         for density in DENSITIES:
             x = vector(kind, numel, density)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start: threads of several processes only get in their way
 import torch
 
-from processes import Program, finished, ranks
+from processes import FORKED, Program, finished, ranks
 from sparsync.task import Dataset, from_arrays
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -33,6 +34,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def forked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that a test has the library start find everything imported, unless it is marked ``spawned``."""
+    if request.node.get_closest_marker("spawned") is None:
+        monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: FORKED)
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,8 @@ def _be(arguments: list[str], environment: dict[str, str], here: Path, out: Path
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(here)
+    fork = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: fork  # its own processes share what is imported, too
     os.fsync = lambda descriptor: None  # no test takes the power away, and a busy disk takes long
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)

@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsync.engines import Action, AsyncRoundLoop, Budget, EpochLoop, PeerLoop, Progress, RoundLoop
-from sparsync.engines.devices import Device, Post, Supervisor, Switchboard, numbers_limit
+from sparsync.engines import AsyncRoundLoop, Budget, EpochLoop, PaceAction, PeerLoop, Progress, RoundLoop
+from sparsync.engines.devices import Coordinator, Device, DeviceConnections, Membership, chunk_limit
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment
 from sparsync.federated import Asynchronous, FederatedStrategy, Server
 from sparsync.identity import common
 from sparsync.peers import HADFL, PeerStrategy
-from sparsync.split import Site, SplitStrategy, default_cut, split_at
+from sparsync.split import SplitStrategy, SplitTrainer, default_cut, split_at
 from sparsync.system import System
 from sparsync.task import Task, total_flops
 from sparsync.wire import TOPOLOGIES, Dense, Ledger
-from sparsync.workers import Apart, Arena, Bench, Fleet, Group, Learner, LocalTraining
+from sparsync.workers import Arena, ClientRuntime, Fleet, Group, Learner, LocalTraining, SeparateProcess
 from sparsync.workers.batches import Batches, Indices
 from sparsync.workers.group import share
 
@@ -34,7 +34,7 @@ Emit = Callable[[dict[str, Any]], None]
 _WARM_UP, _REPETITIONS = 3, 15  # steps of a measurement
 
 
-class Now(Protocol):
+class ReadableClock(Protocol):
     """A clock that can be read."""
 
     @property
@@ -42,7 +42,7 @@ class Now(Protocol):
         """Seconds since training began."""
 
 
-class Loop(Protocol):
+class TrainLoop(Protocol):
     """What every family's loop can do."""
 
     progress: Progress
@@ -58,7 +58,7 @@ class Loop(Protocol):
         """What has been sent."""
 
     @property
-    def clock(self) -> Now:
+    def clock(self) -> ReadableClock:
         """What time it is, or would be."""
 
     @property
@@ -68,7 +68,7 @@ class Loop(Protocol):
     def rehearse(self) -> None:
         """Plan what comes first, to learn whether it is refused; another loop then trains."""
 
-    def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
+    def run(self, pace: Callable[[int], PaceAction], save: Callable[[], None]) -> bool:
         """Train to the end of the budget. Return whether it got there, or was asked to stop."""
 
     def evaluated(self) -> nn.Module:
@@ -82,7 +82,7 @@ class Loop(Protocol):
 
 
 @dataclass(frozen=True)
-class Setting:
+class SeedSetting:
     """What the strategies of a comparison share with one seed: they all meet the same task, data and first model."""
 
     experiment: Experiment
@@ -90,15 +90,15 @@ class Setting:
     parts: list[Indices]
     seed: int
     group: Group
-    kind: Callable[..., Site] = Site  # where split strategies take place
-    board: Switchboard | None = None  # where devices call, if HADFL's are other processes
+    kind: Callable[..., SplitTrainer] = SplitTrainer  # where split strategies take place
+    membership: Membership | None = None  # where devices call, if HADFL's are other processes
 
     @property
     def dtype(self) -> torch.dtype:
         """Of models and their arithmetic."""
         return _dtype(self.experiment)
 
-    def assemble(self, strategy: object, emit: Emit) -> Loop:
+    def assemble(self, strategy: object, emit: Emit) -> TrainLoop:
         """Return the loop of a strategy, by its family.
 
         Raises
@@ -106,8 +106,8 @@ class Setting:
         UsageError
             If it belongs to none.
         """
-        if self.board is not None and isinstance(strategy, HADFL):
-            return self._devices(strategy, self.board, emit)
+        if self.membership is not None and isinstance(strategy, HADFL):
+            return self._devices(strategy, self.membership, emit)
         if isinstance(strategy, FederatedStrategy):
             return self._rounds(strategy, emit)
         if isinstance(strategy, PeerStrategy):
@@ -149,20 +149,20 @@ class Setting:
         )
         batches = [Batches(self.parts[worker], said.batch_size, said.batches, seed, worker) for worker in rows]
         training = LocalTraining(fleet, self.task, module, batches, said.optimizer, said.schedule)
-        training.learner.habits.check_batches("worker", [len(part) for part in self.parts], said.batch_size)
+        training.learner.behaviour.check_batches("worker", [len(part) for part in self.parts], said.batch_size)
         return fleet, training
 
     @property
     def _epoch_steps(self) -> int:
         return math.ceil(min(len(part) for part in self.parts) / self.experiment.batch_size)
 
-    def _devices(self, strategy: HADFL, board: Switchboard, emit: Emit) -> Supervisor:
+    def _devices(self, strategy: HADFL, membership: Membership, emit: Emit) -> Coordinator:
         said = self.experiment
         module = self.task.module(self.seed, self.dtype).to(said.device)
         arena = Arena(module, 1, torch.device(said.device), self.dtype, gradients=False)
-        return Supervisor(
+        return Coordinator(
             strategy,
-            board,
+            membership,
             arena,
             Learner(self.task, module, arena),
             [len(part) for part in self.parts],
@@ -180,44 +180,46 @@ class Setting:
         self, strategy: HADFL, number: int, coordinator: tuple[str, int], token: bytes, **options: Any
     ) -> Device:
         """Return one of HADFL's devices, which is alone in this process; `options` are those of `Device`."""
-        fleet, training = self._fleet(Apart(number, self.experiment.workers))
+        fleet, training = self._fleet(SeparateProcess(number, self.experiment.workers))
         dense = Dense.of(self.dtype)
-        limit = numbers_limit(dense, fleet.model_bytes // fleet.params.itemsize)
-        post = Post(number, coordinator, token, limit=limit)
-        return Device(fleet, training, post, common(self.experiment, self.task), mixing=strategy.mixing, **options)
+        limit = chunk_limit(dense, fleet.model_bytes // fleet.params.itemsize)
+        connections = DeviceConnections(number, coordinator, token, limit=limit)
+        return Device(
+            fleet, training, connections, common(self.experiment, self.task), mixing=strategy.mixing, **options
+        )
 
     def _rounds(self, strategy: FederatedStrategy, emit: Emit) -> RoundLoop:
         said, seed, group = self.experiment, self.seed, self.group
         settings = said.federation
         module = self.task.module(seed, self.dtype).to(said.device)
         arena = Arena(module, 1, torch.device(said.device), self.dtype)
-        bench = Bench(arena, self.task, module, self.parts, settings.local_work(said.batch_size), seed)
+        runtime = ClientRuntime(arena, self.task, module, self.parts, settings.local_work(said.batch_size), seed)
         samples = [len(part) for part in self.parts]
         server = Server(
-            bench.vector,
+            runtime.vector,
             module,
             samples,
             settings,
             batch_size=said.batch_size,
             classes=self.task.dataset.classes,
             seed=seed,
-            joined=bench.learner.habits.lonely is not None,
+            joined=runtime.learner.behaviour.lonely is not None,
             group=group,
         )
         budget = Budget(settings.rounds, settings.eval_every, said.target, said.stop_at_target, said.seconds)
         state, rest = strategy.serve(server), (self.task, budget, said.profile, emit)
         if isinstance(state, Asynchronous):
-            return AsyncRoundLoop(server, bench, state, *rest)
-        return RoundLoop(server, bench, state, *rest)
+            return AsyncRoundLoop(server, runtime, state, *rest)
+        return RoundLoop(server, runtime, state, *rest)
 
     def _epochs(self, strategy: SplitStrategy, emit: Emit) -> EpochLoop:
         said, settings = self.experiment, self.experiment.split
-        site = self.site(strategy.rows(said.workers))
-        arena = Arena(site.module, 1, torch.device(said.device), self.dtype, gradients=False)
+        trainer = self.trainer(strategy.rows(said.workers))
+        arena = Arena(trainer.module, 1, torch.device(said.device), self.dtype, gradients=False)
         budget = Budget(settings.epochs, settings.eval_every, said.target, said.stop_at_target, said.seconds)
-        return EpochLoop(site, strategy.split(site), arena, self.group, budget, emit)
+        return EpochLoop(trainer, strategy.split(trainer), arena, self.group, budget, emit)
 
-    def site(self, rows: tuple[int, int]) -> Site:
+    def trainer(self, rows: tuple[int, int]) -> SplitTrainer:
         """Return the place of a split strategy, with so many different bottoms and tops."""
         said, settings = self.experiment, self.experiment.split
         module = self.task.module(self.seed, self.dtype).to(said.device)

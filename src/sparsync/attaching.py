@@ -23,13 +23,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsync.engines.ranks import Ranks
+from sparsync.engines.ranks import TorchDistributed
 from sparsync.errors import UsageError
 from sparsync.peers import ExchangesGradients, FollowsClock, PeerState, PeerStrategy
 from sparsync.spec import unknown
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import TOPOLOGIES, Ledger
-from sparsync.workers import Alone, Arena, Fleet, Group
+from sparsync.workers import Arena, Fleet, Group, SingleProcess
 from sparsync.workers.fleet import BuffersPolicy
 
 
@@ -113,7 +113,7 @@ class Attached:
         self._optimizer = optimizer
         self._strategy = strategy
         self._farewell = _Farewell(group)
-        ranks: Group = Ranks(group, self._farewell.missing) if dist.is_initialized() else Alone()
+        ranks: Group = TorchDistributed(group, self._farewell.missing) if dist.is_initialized() else SingleProcess()
         self.fleet = _ModelFleet(model, seed, ranks, topology, buffers)
         self.steps = 0
         self._remaining = 0

@@ -214,7 +214,9 @@ def coordinate(
     data_root: Annotated[Path | None, typer.Option(help="Folder (or file) that holds the dataset.")] = None,
     port: Annotated[int, typer.Option(help="Where to listen; 0 for any port that is free.")] = 0,
     begin_with: Annotated[int | None, typer.Option(help="Devices that must be there at first. Default: all.")] = None,
-    silence: Annotated[float, typer.Option(help="Seconds after which a device that does not answer is given up.")] = 10,
+    heartbeat_timeout: Annotated[
+        float, typer.Option(help="Seconds after which a device that does not answer is given up.")
+    ] = 10,
     patience: Annotated[float, typer.Option(help="Seconds to wait for devices.")] = 600,
     here: Annotated[
         bool, typer.Option("--here", help="Start all devices here, slowed down as the profile says.")
@@ -230,7 +232,7 @@ def coordinate(
     from sparsync import comparison, deployment
 
     made, _ = deployment.only(made, strategy)
-    site = deployment.Site(port, begin_with, silence, patience, here, slowdown)
+    site = deployment.DeploymentSettings(port, begin_with, heartbeat_timeout, patience, here, slowdown)
     with _folder(out, experiment.stem) as folder:
         _finish([(folder, deployment.coordinate(made, folder, site, watch=comparison.watch, tell=_say))], draw)
 

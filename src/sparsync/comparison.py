@@ -14,37 +14,37 @@ from typing import Any
 
 import torch
 
-from sparsync.assembly import Setting, step_seconds
-from sparsync.engines.devices import Switchboard
-from sparsync.engines.links import meet
+from sparsync.assembly import SeedSetting, step_seconds
+from sparsync.engines.devices import Membership
+from sparsync.engines.links import rendezvous
 from sparsync.engines.processes import choose, run, stopping, under_torchrun
-from sparsync.engines.remote import RemoteSite
-from sparsync.engines.serving import RemoteClients
+from sparsync.engines.remote import RemoteSplitTrainer
+from sparsync.engines.serving import ClientService
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment, build, to_toml
 from sparsync.identity import difference, identity, versions
 from sparsync.peers import Cadence, Follower
 from sparsync.progress import tell
 from sparsync.records import Records
-from sparsync.run import Run, Watcher
+from sparsync.run import StrategyRun, Watcher
 from sparsync.settings import read
-from sparsync.split import Site, SplitStrategy
+from sparsync.split import SplitStrategy, SplitTrainer
 from sparsync.storage import locked, read_bytes, read_json, remove, write_json, write_text
 from sparsync.task import Dataset, Task, counts, load_dataset, partition
-from sparsync.workers import Alone, Group
+from sparsync.workers import Group, SingleProcess
 
 _BEGUN = ("experiment.toml", "run.json", "partition.json", "history.jsonl", "devices.json", "token")
 _SAVED = ("checkpoint", "summary.json")
 
 
 @dataclass(frozen=True)
-class Order:
+class ProcessOrder:
     """What each process is told to do."""
 
     experiment: Experiment
     folder: Path
     watch: Callable[[Experiment], Any] | None  # builds a context manager that gives a Watcher, in rank 0's process
-    board: Switchboard | None = None
+    membership: Membership | None = None
     made: dict[str, Any] | None = None  # ``run.json`` of a run that is gone on with
 
 
@@ -65,7 +65,7 @@ def compare(
     folder: Path,
     watch: Callable[[Experiment], Any] | None = None,
     *,
-    board: Switchboard | None = None,
+    membership: Membership | None = None,
     around: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 (it holds nothing)
 ) -> dict[str, Any]:
     """Run an experiment in a new folder, and return its summary; HADFL, if there is a board, with those who call.
@@ -81,7 +81,7 @@ def compare(
     """
     folder = Path(folder)
     with _new(folder), around:
-        return _run(Order(experiment, folder, watch, board))
+        return _run(ProcessOrder(experiment, folder, watch, membership))
 
 
 def rehearse(experiment: Experiment, dataset: Dataset) -> None:
@@ -92,14 +92,14 @@ def rehearse(experiment: Experiment, dataset: Dataset) -> None:
     UsageError
         If a partition, the model or a strategy is refused.
     """
-    _rehearse(experiment, Task(dataset, experiment.model), Alone(), experiment.strategies)
+    _rehearse(experiment, Task(dataset, experiment.model), SingleProcess(), experiment.strategies)
 
 
 def resume(
     folder: Path,
     watch: Callable[[Experiment], Any] | None = None,
     *,
-    board: Switchboard | None = None,
+    membership: Membership | None = None,
     around: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 (it holds nothing)
 ) -> dict[str, Any]:
     """Go on with a run that was interrupted or killed: the end is the same, bit for bit.
@@ -115,7 +115,7 @@ def resume(
     if processes != experiment.processes:
         raise UsageError(f"{folder}: its run has {experiment.processes} processes, here are {processes}; start as many")
     with _own(folder), around:
-        return _run(Order(experiment, folder, watch, board, made))
+        return _run(ProcessOrder(experiment, folder, watch, membership, made))
 
 
 def opened(folder: Path) -> tuple[Experiment, dict[str, Any]]:
@@ -177,7 +177,7 @@ def _new(folder: Path) -> Iterator[None]:
             raise
 
 
-def _run(order: Order) -> dict[str, Any]:
+def _run(order: ProcessOrder) -> dict[str, Any]:
     experiment = order.experiment
     processes = choose(experiment.processes, experiment.workers)
     if processes > experiment.workers + _served(experiment):  # a server is none of them
@@ -189,7 +189,7 @@ def _run(order: Order) -> dict[str, Any]:
     return summary
 
 
-def _session(group: Group, order: Order) -> None:
+def _session(group: Group, order: ProcessOrder) -> None:
     """Run all of a comparison, as one of its processes."""
     experiment = order.experiment
     experiment.import_modules()
@@ -200,29 +200,29 @@ def _session(group: Group, order: Order) -> None:
     if group.rank == 0:
         tell(f"partitioning among {experiment.workers} workers")
     _begin(order, task, group)
-    timed = experiment if order.board else _timed(experiment, order.folder, task, group)
+    timed = experiment if order.membership else _timed(experiment, order.folder, task, group)
     if group.size == 1 or not _served(experiment):
-        _compare(group, order, timed, task, lambda *_: Site)
+        _compare(group, order, timed, task, lambda *_: SplitTrainer)
         group.barrier()
         return
-    links, inbox = meet(group, experiment.workers)
+    links, inbox = rendezvous(group, experiment.workers)
     if group.rank == 0:
         try:
             _compare(
-                Alone(),
+                SingleProcess(),
                 order,
                 timed,
                 task,
-                lambda run, asked: partial(RemoteSite, links=links, run=run, stopping=asked),
+                lambda run, asked: partial(RemoteSplitTrainer, connections=links, run=run, stopping=asked),
             )
         finally:
-            for link in links.values():
-                link.bye()
+            for connection in links.values():
+                connection.bye()
     else:
-        RemoteClients(links, inbox, partial(_clients_of, timed, task, len(links))).serve()
+        ClientService(links, inbox, partial(_clients_of, timed, task, len(links))).serve()
 
 
-def _begin(order: Order, task: Task, group: Group) -> None:
+def _begin(order: ProcessOrder, task: Task, group: Group) -> None:
     """Write down what a new run is; hold one that goes on against that.
 
     Raises
@@ -302,32 +302,32 @@ def _served(experiment: Experiment) -> bool:
     return any(split.values())
 
 
-def _clients_of(experiment: Experiment, task: Task, count: int, run: int) -> Site:
+def _clients_of(experiment: Experiment, task: Task, count: int, run: int) -> SplitTrainer:
     """Where the clients of this process are, in a run."""
     i, j = divmod(run, len(experiment.strategies))
     seed, label = experiment.seeds[i], list(experiment.strategies)[j]
     parts = partition(experiment.partition, task.dataset.train.labels.numpy(), experiment.workers, seed)
-    site = Setting(experiment, task, parts, seed, Alone()).site((count, 1))
+    trainer = SeedSetting(experiment, task, parts, seed, SingleProcess()).trainer((count, 1))
     strategy = experiment.strategy(label)
     assert isinstance(strategy, SplitStrategy)
-    strategy.split(site)  # says how things travel
-    return site
+    strategy.split(trainer)  # says how things travel
+    return trainer
 
 
 def _compare(
     group: Group,
-    order: Order,
+    order: ProcessOrder,
     experiment: Experiment,
     task: Task,
-    site: Callable[[int, Callable[[], bool]], Callable[..., Site]],
+    trainer: Callable[[int, Callable[[], bool]], Callable[..., SplitTrainer]],
 ) -> None:
     """Train every strategy with every seed, unless that has been done.
 
-    `site` is where, by the number of the run and whether the user has asked to stop.
+    `trainer` is where, by the number of the run and whether the user has asked to stop.
     """
     folder, dataset = order.folder, task.dataset
     records = Records(folder, order.experiment, group)
-    if order.board is None:  # real devices train one strategy, and call before it is assembled
+    if order.membership is None:  # real devices train one strategy, and call before it is assembled
         runs = [(label, seed) for seed in experiment.seeds for label in experiment.strategies]
         undone = dict.fromkeys(label for label, seed in runs if (label, seed) not in records.results)
         _rehearse(experiment, task, group, undone)
@@ -343,9 +343,9 @@ def _compare(
                 write_json(folder / "partition.json", names)
             for j, label in enumerate(experiment.strategies):
                 if (label, seed) not in records.results:
-                    kind = site(i * len(experiment.strategies) + j, asked)
-                    setting = Setting(experiment, task, parts, seed, group, kind, order.board)
-                    Run(setting, label, records, watcher, asked).complete()
+                    kind = trainer(i * len(experiment.strategies) + j, asked)
+                    setting = SeedSetting(experiment, task, parts, seed, group, kind, order.membership)
+                    StrategyRun(setting, label, records, watcher, asked).complete()
 
 
 def _rehearse(experiment: Experiment, task: Task, group: Group, labels: Collection[str]) -> None:
@@ -359,7 +359,7 @@ def _rehearse(experiment: Experiment, task: Task, group: Group, labels: Collecti
     known = task.dataset.train.labels.numpy()
     for seed in reversed(experiment.seeds):
         parts = partition(experiment.partition, known, experiment.workers, seed)
-    setting = Setting(experiment, task, parts, experiment.seeds[0], group)
+    setting = SeedSetting(experiment, task, parts, experiment.seeds[0], group)
     task.module(setting.seed, setting.dtype)  # what all would be refused for is said once
     refused: dict[str, list[str]] = {}
     if group.rank == 0:
@@ -377,7 +377,7 @@ def _rehearse(experiment: Experiment, task: Task, group: Group, labels: Collecti
 
 
 @contextmanager
-def _watched(order: Order, group: Group) -> Iterator[Watcher | None]:
+def _watched(order: ProcessOrder, group: Group) -> Iterator[Watcher | None]:
     if order.watch is None or group.rank != 0:
         yield None
     else:

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from sparsync import comparison
-from sparsync.assembly import Setting
-from sparsync.engines.devices import Switchboard
+from sparsync.assembly import SeedSetting
+from sparsync.engines.devices import Membership
 from sparsync.engines.links import TOKEN_BYTES
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment, to_toml
@@ -33,7 +33,7 @@ from sparsync.peers import HADFL
 from sparsync.storage import read_bytes, write_json, write_text
 from sparsync.system import System
 from sparsync.task import Task, load_dataset, partition
-from sparsync.workers import Alone
+from sparsync.workers import SingleProcess
 
 _FILE, _TOKEN = "devices.json", "token"
 _GRACE = 10.0  # seconds that devices have to end by themselves
@@ -41,7 +41,7 @@ _RETURN = 5.0  # seconds in which devices that still live call a coordinator tha
 
 
 @dataclass(frozen=True)
-class Site:
+class DeploymentSettings:
     """Where a coordinator listens, and what it expects.
 
     Attributes
@@ -50,7 +50,7 @@ class Site:
         0 for any that is free.
     begin_with : int, optional
         Devices that must be there at first. Default: all.
-    silence : float
+    heartbeat_timeout : float
         Seconds after which a device that does not answer is given up.
     patience : float
         Seconds to wait for devices.
@@ -62,13 +62,13 @@ class Site:
 
     port: int = 0
     begin_with: int | None = None
-    silence: float = 10.0
+    heartbeat_timeout: float = 10.0
     patience: float = 600.0
     here: bool = False
     slowdown: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_seconds("silence", self.silence)
+        _check_seconds("heartbeat_timeout", self.heartbeat_timeout)
         _check_seconds("patience", self.patience)
         _check_slowdown(self.slowdown)
 
@@ -94,7 +94,7 @@ def only(experiment: Experiment, label: str | None = None) -> tuple[Experiment, 
 def coordinate(
     experiment: Experiment,
     folder: Path,
-    site: Site,
+    settings: DeploymentSettings,
     *,
     watch: Callable[[Experiment], Any] | None = None,
     tell: Callable[[str], None] = print,
@@ -108,17 +108,17 @@ def coordinate(
     Interrupted
         If the user stopped it; devices train on, and `resume` takes over.
     """
-    with closing(_board(experiment, site)) as board:
+    with closing(_board(experiment, settings)) as membership:
 
         @contextmanager
         def devices() -> Iterator[None]:
-            write_text(folder / _TOKEN, board.token.hex() + "\n", mode=0o600)
-            write_json(folder / _FILE, {**asdict(site), "port": board.port})
+            write_text(folder / _TOKEN, membership.token.hex() + "\n", mode=0o600)
+            write_json(folder / _FILE, {**asdict(settings), "port": membership.port})
             write_text(folder / "experiment.toml", to_toml(experiment))  # for devices, which may be faster
-            with _devices(experiment, folder, site, board.port, range(experiment.workers), tell):
+            with _devices(experiment, folder, settings, membership.port, range(experiment.workers), tell):
                 yield
 
-        return comparison.compare(experiment, folder, watch, board=board, around=devices())
+        return comparison.compare(experiment, folder, watch, membership=membership, around=devices())
 
 
 def resume(
@@ -136,24 +136,24 @@ def resume(
     """
     experiment, _ = comparison.opened(folder)
     try:
-        site = Site(**json.loads(read_bytes(folder / _FILE)))
-        if not 0 < site.port < 2**16:
+        settings = DeploymentSettings(**json.loads(read_bytes(folder / _FILE)))
+        if not 0 < settings.port < 2**16:
             raise ValueError
     except (OSError, RecursionError, TypeError, ValueError):
         raise UsageError(f"{folder / _FILE}: does not say where the coordinator listened; begin a new run") from None
-    with closing(_board(experiment, site, read_token(folder / _TOKEN))) as board:
+    with closing(_board(experiment, settings, read_token(folder / _TOKEN))) as membership:
 
         @contextmanager
         def devices() -> Iterator[None]:
             missing = set(range(experiment.workers))
             until = time.monotonic() + _RETURN
-            while site.here and missing and time.monotonic() < until:
+            while settings.here and missing and time.monotonic() < until:
                 time.sleep(0.1)
-                missing -= board.callers()
-            with _devices(experiment, folder, site, board.port, sorted(missing), tell):
+                missing -= membership.connected()
+            with _devices(experiment, folder, settings, membership.port, sorted(missing), tell):
                 yield
 
-        return comparison.resume(folder, watch, board=board, around=devices())
+        return comparison.resume(folder, watch, membership=membership, around=devices())
 
 
 def is_coordinated(folder: Path) -> bool:
@@ -161,16 +161,16 @@ def is_coordinated(folder: Path) -> bool:
     return (folder / _FILE).exists()
 
 
-def _board(experiment: Experiment, site: Site, token: bytes | None = None) -> Switchboard:
-    if site.begin_with is not None and not 1 <= site.begin_with <= experiment.workers:
-        raise UsageError(f"begin with {site.begin_with} of {experiment.workers} devices; name 1 to all of them")
-    return Switchboard(
+def _board(experiment: Experiment, settings: DeploymentSettings, token: bytes | None = None) -> Membership:
+    if settings.begin_with is not None and not 1 <= settings.begin_with <= experiment.workers:
+        raise UsageError(f"begin with {settings.begin_with} of {experiment.workers} devices; name 1 to all of them")
+    return Membership(
         experiment.workers,
         token=token,
-        port=site.port,
-        silence=site.silence,
-        begin_with=site.begin_with,
-        patience=site.patience,
+        port=settings.port,
+        heartbeat_timeout=settings.heartbeat_timeout,
+        begin_with=settings.begin_with,
+        patience=settings.patience,
     )
 
 
@@ -224,7 +224,7 @@ def serve(
     dataset = load_dataset(experiment.data, experiment.data_root)
     seed = experiment.seeds[0]
     parts = partition(experiment.partition, dataset.train.labels.numpy(), experiment.workers, seed)
-    setting = Setting(experiment, Task(dataset, experiment.model), parts, seed, Alone())
+    setting = SeedSetting(experiment, Task(dataset, experiment.model), parts, seed, SingleProcess())
     setting.device(strategy, number, coordinator, token, slowdown=slowdown, patience=patience).run()
 
 
@@ -240,13 +240,18 @@ def _check_slowdown(slowdown: float) -> None:
 
 @contextmanager
 def _devices(
-    experiment: Experiment, folder: Path, site: Site, port: int, numbers: Iterable[int], tell: Callable[[str], None]
+    experiment: Experiment,
+    folder: Path,
+    settings: DeploymentSettings,
+    port: int,
+    numbers: Iterable[int],
+    tell: Callable[[str], None],
 ) -> Iterator[None]:
     """Start devices on this machine, if that is asked for; else say how to start them."""
     last = experiment.workers - 1
     command = ["device", str(folder / "experiment.toml"), "--coordinator", f"localhost:{port}"]
     command += ["--token", str(folder / _TOKEN)]
-    if not site.here:
+    if not settings.here:
         tell(
             f"waiting for devices 0 to {last} at port {port}; on each machine, with this one's address, a copy of the "
             f"token and --number 0 to {last}:\n  sparsync {shlex.join(command)} --number 0"
@@ -254,7 +259,7 @@ def _devices(
         yield
         return
     speeds = System.of(experiment.profile, experiment.workers, experiment.seeds[0]).speeds
-    slowdowns = site.slowdown * speeds.max() / speeds
+    slowdowns = settings.slowdown * speeds.max() / speeds
     own = [sys.executable, "-m", "sparsync", *command, "--threads", "1"]
     environment = {key: value for key, value in os.environ.items() if key != "RANK"}
     running = [

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sparsync import spec
 from sparsync.errors import UsageError
-from sparsync.federated import Choosy, FederatedStrategy, Federation
+from sparsync.federated import FederatedStrategy, Federation, RequiresFederation
 from sparsync.peers import Follower, PeerStrategy
 from sparsync.settings import split_label
-from sparsync.split import Split, SplitStrategy
+from sparsync.split import SplitSettings, SplitStrategy
 from sparsync.strategies import STRATEGIES
 from sparsync.system import DELAYS, Profile
 from sparsync.task import DATASETS, MODELS, PARTITIONS
@@ -144,7 +144,7 @@ class Experiment(_Settings):
     device: str = "cpu"
     processes: Annotated[int, Field(ge=1, le=_MOST_PROCESSES)] | Literal["auto"] = "auto"
     federation: Federation = Field(default_factory=Federation)
-    split: Split = Field(default_factory=Split)
+    split: SplitSettings = Field(default_factory=SplitSettings)
     profile: Profile = Field(default_factory=Profile)
     save_seconds: float = Field(default=30.0, ge=0)
     imports: list[str] = Field(default_factory=list)
@@ -221,7 +221,7 @@ class Experiment(_Settings):
         for label, text in self.strategies.items():
             strategy = STRATEGIES.build(text)
             families |= {family for family in (FederatedStrategy, SplitStrategy) if isinstance(strategy, family)}
-            if isinstance(strategy, Choosy):
+            if isinstance(strategy, RequiresFederation):
                 strategy.check(self.federation)
             if isinstance(strategy, Follower) and strategy.match is not None:
                 matching(strategy.match, seen)
@@ -330,5 +330,5 @@ def to_toml(experiment: Experiment) -> str:
 
 def keys() -> dict[str, list[str]]:
     """Return the keys of an experiment file by table, its own under ``""``."""
-    tables: dict[str, Any] = {"": Experiment, "federation": Federation, "split": Split, "profile": Profile}
+    tables: dict[str, Any] = {"": Experiment, "federation": Federation, "split": SplitSettings, "profile": Profile}
     return {table: list(inspect.signature(model).parameters) for table, model in tables.items()}

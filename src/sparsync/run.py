@@ -1,7 +1,7 @@
 """One strategy and one seed, from wherever it stands to its entry in the summary.
 
-A `Run` goes on from its checkpoint if there is one, writes its history and saves as it trains, and tells a `Watcher`.
-One that diverges has a result too, with the error in it.
+A `StrategyRun` goes on from its checkpoint if there is one, writes its history and saves as it trains, and tells a
+`Watcher`. One that diverges has a result too, with the error in it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from sparsync.assembly import Setting
+from sparsync.assembly import SeedSetting
 from sparsync.engines import Pace
 from sparsync.engines.checkpoint import check_like, damaged
 from sparsync.errors import DataError, DivergedError, Interrupted
@@ -39,12 +39,12 @@ class Watcher(Protocol):
         """It is done, or has failed; `result` is its entry in the summary."""
 
 
-class Run:
+class StrategyRun:
     """One strategy, one seed."""
 
     def __init__(
         self,
-        setting: Setting,
+        setting: SeedSetting,
         label: str,
         records: Records,
         watcher: Watcher | None,

@@ -13,12 +13,12 @@ from sparsync import Dataset, from_arrays
 from sparsync.peers import Monitor
 from sparsync.registries import CODECS, DELAYS, GRAPHS, MONITORS, OPTIMIZERS, PRESETS, SAMPLERS
 from sparsync.split import fls
-from sparsync.system import Delays
-from sparsync.wire import TopK
+from sparsync.system import ParticipationDelays
+from sparsync.wire import TopKSupport
 
 
 @CODECS.register("largest")
-def largest(*, percent: float = 10.0) -> TopK:
+def largest(*, percent: float = 10.0) -> TopKSupport:
     """Keep so many per cent.
 
     Parameters
@@ -26,7 +26,7 @@ def largest(*, percent: float = 10.0) -> TopK:
     percent : float
         How many of a hundred numbers travel.
     """
-    return TopK(percent / 100)
+    return TopKSupport(percent / 100)
 
 
 class Always(Monitor):
@@ -58,9 +58,9 @@ def wheel(workers: int, _degree: int, _seed: int) -> nx.Graph:
 
 
 @DELAYS.register("even")
-def even(clients: int, seed: int, *, seconds: float = 0.5) -> Delays:
+def even(clients: int, seed: int, *, seconds: float = 0.5) -> ParticipationDelays:
     """Every second client is late."""
-    return Delays(np.where(np.arange(clients) % 2, 0.0, seconds), 0.0, seed)
+    return ParticipationDelays(np.where(np.arange(clients) % 2, 0.0, seconds), 0.0, seed)
 
 
 @PRESETS.register("moon")

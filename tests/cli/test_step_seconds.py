@@ -16,7 +16,7 @@ from sparsync.errors import UsageError
 from sparsync.experiment import Experiment
 from sparsync.system import Profile
 from sparsync.task import Task, load_dataset
-from sparsync.workers import Alone
+from sparsync.workers import SingleProcess
 
 # 64 x 10 weights of the digits' pixels: 1280 operations forward and twice as many backward, of 32 samples each.
 OPERATIONS = 3 * 1280 * 32
@@ -98,7 +98,7 @@ def test_a_run_that_was_killed_while_it_measured_measures_again(
     assert made(tmp_path)["step_seconds"] == 2
 
 
-class Rank1(Alone):
+class Rank1(SingleProcess):
     """The second of two processes, the first of which has found 0.25."""
 
     rank, size = 1, 2

@@ -52,9 +52,10 @@ class Field:
         self.processes[name] = process
 
     def coordinate(self, *options: object, plot: Plot | None = None) -> None:
-        options = ("--silence", GIVEN_UP, "--patience", GIVEN_UP, *options)
+        options = ("--heartbeat-timeout", GIVEN_UP, "--patience", GIVEN_UP, *options)
         self.start("coordinator", "coordinate", self.file, "--out", self.out, "--no-report", *options, plot=plot)
-        self.wait(lambda: (self.out / "devices.json").exists(), "a coordinator")
+        self.wait(lambda: (self.out / "devices.json").exists() or self.ended("coordinator"), "a coordinator")
+        assert not self.ended("coordinator"), self.said()
 
     def resume(self) -> None:
         self.start("coordinator", "resume", self.out, "--no-report")

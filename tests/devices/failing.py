@@ -1,7 +1,7 @@
 """Devices and coordinators that log what they do, and fail at a named moment: each the only one of its process.
 
-`play` is what a process of theirs runs: the command line as a user types it, with `Device` and `Supervisor` replaced by
-the two classes here. Nothing in the library knows of them.
+`play` is what a process of theirs runs: the command line as a user types it, with `Device` and `Coordinator`
+replaced by the two classes here. Nothing in the library knows of them.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from torch import Tensor
 from processes import GIVEN_UP
 from sparsync import assembly
 from sparsync.__main__ import main
-from sparsync.engines.devices import Device, Supervisor, supervisor
-from sparsync.engines.devices.words import (
+from sparsync.engines.devices import Coordinator, Device, coordinator
+from sparsync.engines.devices.messages import (
     LAST_STEP,
-    Commit,
-    Lost,
-    Numbers,
-    Peer,
-    Stop,
-    Sync,
-    Version,
-    Welcome,
-    Word,
-    read_numbers,
+    ControlMessage,
+    CycleReport,
+    DeviceAddress,
+    DevicesLost,
+    EndTraining,
+    JoinReply,
+    ModelChunk,
+    RingCommit,
+    RingStart,
+    read_chunk,
     tag_of,
 )
 from sparsync.engines.links import Frame, Op
@@ -111,11 +111,11 @@ class Watched(Device):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        Stage.note("listens", port=self.post.port)
+        Stage.note("listens", port=self.connections.port)
 
     # What goes wrong
 
-    def _fail(self, moment: str, order: Sync) -> None:
+    def _fail(self, moment: str, order: RingStart) -> None:
         plot = Stage.plot
         if plot is None or (moment, order.cycle, order.attempt) != (plot.moment, plot.cycle, 0):
             return
@@ -141,22 +141,22 @@ class Watched(Device):
     def _step_seconds(self) -> float:
         return Stage.slower * super()._step_seconds
 
-    def _ring(self, order: Sync, before: Tensor) -> Tensor | None:
+    def _ring(self, order: RingStart, before: Tensor) -> Tensor | None:
         ring = [peer.number for peer in order.ring]
         Stage.note("before", tag=order.tag, ring=ring, broadcaster=order.broadcaster, vector=told(before))
         self._fail("before", order)
         return super()._ring(order, before) if self.order is order else None
 
-    def _receive(self, order: Sync, tag: tuple[int, int, int], numel: int) -> Tensor | None:
+    def _receive(self, order: RingStart, tag: tuple[int, int, int], numel: int) -> Tensor | None:
         plan = RingPlan(len(order.ring), self.numel)
         if tag[-1] in (plan.steps // 2 - 1, plan.steps - 1):
             self._fail("scatter" if plan.adds(tag[-1]) else "gather", order)
         return super()._receive(order, tag, numel)
 
-    def _lives(self, peer: Peer, seconds: float) -> bool:
+    def _lives(self, peer: DeviceAddress, seconds: float) -> bool:
         return super()._lives(peer, GIVEN_UP)  # who is busy answers late, and a process that has ended hangs up
 
-    def _agreed(self, order: Sync, mean: Tensor) -> bool:
+    def _agreed(self, order: RingStart, mean: Tensor) -> bool:
         agreed = super()._agreed(order, mean)
         if agreed:
             Stage.note("adopted", tag=order.tag, vector=told(mean))
@@ -172,10 +172,10 @@ class Watched(Device):
             Stage.note("fails", cycle=cycle)
             for peer in order.others:
                 if Stage.plot.how == "raw mean":
-                    self.post._line(peer)._sock.sendall(bytes(99))
+                    self.connections._line(peer)._sock.sendall(bytes(99))
                 else:
                     bad = mean * torch.nan if Stage.plot.how == "nan mean" else torch.cat([mean, mean])
-                    self.post.send(peer, Op.MODEL, Numbers((cycle, 0, LAST_STEP), bad).pack(self.dense))
+                    self.connections.send(peer, Op.MODEL, ModelChunk((cycle, 0, LAST_STEP), bad).pack(self.dense))
         else:
             self._fail("broadcast", order)
             super()._broadcast(cycle)
@@ -184,19 +184,19 @@ class Watched(Device):
         before = self.merged
         super()._merge(frame)
         if self.merged != before:
-            vector = read_numbers(frame.payload, self.dense, self.numel)
+            vector = read_chunk(frame.payload, self.dense, self.numel)
             Stage.note("merged", tag=tag_of(frame.payload)[:2], vector=told(vector))
 
     def _hear_coordinator(self, frame: Frame) -> None:
         super()._hear_coordinator(frame)
         if frame.op is Op.MODEL:
-            vector = read_numbers(frame.payload, self.dense, self.numel)
+            vector = read_chunk(frame.payload, self.dense, self.numel)
             Stage.note("received", cycle=tag_of(frame.payload)[0], vector=told(vector), holds=told(self._model()))
         elif frame.op is None:
             Stage.note("alone", version=self.version)
 
     def _do(self, word: Any) -> None:
-        if isinstance(word, Welcome):
+        if isinstance(word, JoinReply):
             Stage.note("welcome", trained=self.version, version=word.version, model=word.model)
         super()._do(word)
 
@@ -204,78 +204,82 @@ class Watched(Device):
         try:
             super().run()
         finally:
-            Stage.note("ended", version=self.version, sent=self.post.sent, received=self.post.received)
+            Stage.note("ended", version=self.version, sent=self.connections.sent, received=self.connections.received)
 
 
-def _version(cycle: int, version: int) -> Word:
-    return Version(cycle=cycle, version=version, step_seconds=1.0, sent=0, received=0, loss=None)
+def _version(cycle: int, version: int) -> ControlMessage:
+    return CycleReport(cycle=cycle, version=version, step_seconds=1.0, sent=0, received=0, loss=None)
 
 
-def _next(order: Sync) -> Peer:
+def _next(order: RingStart) -> DeviceAddress:
     return order.ring[(order.place + 1) % len(order.ring)]
 
 
-def _piece(device: Device, order: Sync, values: Tensor) -> None:
-    device.post.send(_next(order), Op.CHUNK, Numbers((*order.tag, 0), values).pack(device.dense))
+def _piece(device: Device, order: RingStart, values: Tensor) -> None:
+    device.connections.send(_next(order), Op.CHUNK, ModelChunk((*order.tag, 0), values).pack(device.dense))
 
 
 def _control(device: Device, noise: bytes) -> None:
-    assert device.post.control is not None
-    device.post.control._sock.sendall(noise)
+    assert device.connections.control is not None
+    device.connections.control._sock.sendall(noise)
 
 
 def _nan(numel: int) -> Tensor:
     return torch.full((numel,), torch.nan)
 
 
-def _own_piece(device: Device, order: Sync) -> int:
+def _own_piece(device: Device, order: RingStart) -> int:
     begin, end = RingPlan(len(order.ring), device.numel).bounds[order.place :][:2]
     return end - begin
 
 
-def _whole(device: Device, order: Sync, mean: Tensor) -> bytes:
-    return Numbers((order.cycle, 0, LAST_STEP), mean).pack(device.dense)
+def _whole(device: Device, order: RingStart, mean: Tensor) -> bytes:
+    return ModelChunk((order.cycle, 0, LAST_STEP), mean).pack(device.dense)
 
 
-LIES: dict[str, Callable[[Device, Sync], Any]] = {
+LIES: dict[str, Callable[[Device, RingStart], Any]] = {
     "raw control": lambda device, order: _control(device, b"GET / HTTP/1.1\r\n\r\n" * 9),
-    "no word": lambda device, order: device.post.tell(Op.WORD, pack(RAW, b'{"say": "done", "cycle": -1}')),
-    "no json": lambda device, order: device.post.tell(Op.WORD, pack(RAW, b"\xff\x00")),
-    "torn word": lambda device, order: device.post.tell(Op.WORD, pack(RAW, b"{}")[:-1] + b"!"),
-    "huge word": lambda device, order: device.post.tell(Op.WORD, pack(RAW, b"")[:8] + struct.pack("<QI", 1 << 50, 0)),
-    "not for it": lambda device, order: device.post.tell(Op.CHUNK, pack(RAW, b"")),
+    "no word": lambda device, order: device.connections.tell(Op.WORD, pack(RAW, b'{"kind": "done", "cycle": -1}')),
+    "no json": lambda device, order: device.connections.tell(Op.WORD, pack(RAW, b"\xff\x00")),
+    "torn word": lambda device, order: device.connections.tell(Op.WORD, pack(RAW, b"{}")[:-1] + b"!"),
+    "huge word": lambda device, order: device.connections.tell(
+        Op.WORD, pack(RAW, b"")[:8] + struct.pack("<QI", 1 << 50, 0)
+    ),
+    "not for it": lambda device, order: device.connections.tell(Op.CHUNK, pack(RAW, b"")),
     "trained back": lambda device, order: device._say(_version(order.cycle, 0)),
-    "nan backup": lambda device, order: device.post.tell(Op.MODEL, _whole(device, order, _nan(device.numel))),
-    "raw piece": lambda device, order: device.post._line(_next(order))._sock.sendall(bytes(99)),
+    "nan backup": lambda device, order: device.connections.tell(Op.MODEL, _whole(device, order, _nan(device.numel))),
+    "raw piece": lambda device, order: device.connections._line(_next(order))._sock.sendall(bytes(99)),
     "long piece": lambda device, order: _piece(device, order, torch.zeros(device.numel)),
     "nan piece": lambda device, order: _piece(device, order, _nan(_own_piece(device, order))),
-    "short piece": lambda device, order: device.post.send(_next(order), Op.CHUNK, pack(RAW, b"x")),
-    "stop others": lambda device, order: device.post.send(_next(order), Op.WORD, Stop().pack()),
+    "short piece": lambda device, order: device.connections.send(_next(order), Op.CHUNK, pack(RAW, b"x")),
+    "stop others": lambda device, order: device.connections.send(_next(order), Op.WORD, EndTraining().pack()),
 }
 """What a device sends instead of what it should."""
 
-TRICKS: dict[str, Callable[[Device, Sync], Any]] = {
+TRICKS: dict[str, Callable[[Device, RingStart], Any]] = {
     "mean of a later cycle": lambda device, order: [
-        device.post.send(peer, Op.MODEL, Numbers((2**60, 0, LAST_STEP), torch.zeros(device.numel)).pack(device.dense))
+        device.connections.send(
+            peer, Op.MODEL, ModelChunk((2**60, 0, LAST_STEP), torch.zeros(device.numel)).pack(device.dense)
+        )
         for peer in (*order.others, _next(order))
     ],
     "pieces of later rings": lambda device, order: [
-        device.post.send(
-            order.ring[order.place - 1], Op.CHUNK, Numbers((later, 0, 0), torch.zeros(9)).pack(device.dense)
+        device.connections.send(
+            order.ring[order.place - 1], Op.CHUNK, ModelChunk((later, 0, 0), torch.zeros(9)).pack(device.dense)
         )
         for later in range(order.cycle, order.cycle + 99)
     ],
-    "commit of another ring": lambda device, order: device.post.send(
-        _next(order), Op.WORD, Commit(cycle=2**50, attempt=0).pack()
+    "commit of another ring": lambda device, order: device.connections.send(
+        _next(order), Op.WORD, RingCommit(cycle=2**50, attempt=0).pack()
     ),
     "loss in another ring": lambda device, order: device._say(
-        Lost(cycle=order.cycle + 5, attempt=0, devices=[_next(order).number])
+        DevicesLost(cycle=order.cycle + 5, attempt=0, devices=[_next(order).number])
     ),
 }
 """What it sends beside what it should, and nobody can blame it for."""
 
 
-class Overseer(Supervisor):
+class Overseer(Coordinator):
     """A coordinator that ends also when a file says that it is enough, and perhaps fails.
 
     It finds nobody silent whom the test has not stopped, and waits for others until the test says that nobody comes.
@@ -285,15 +289,15 @@ class Overseer(Supervisor):
     def done(self) -> bool:
         return super().done or Stage.says("enough")
 
-    def _tend(self, now: float) -> None:
-        for line in list(self.board.lines.values()):
+    def _check_heartbeats(self, now: float) -> None:
+        for line in list(self.membership.members.values()):
             if not Stage.says(f"stopped-{line.number}"):
                 line.asked = 0
-        super()._tend(now)
+        super()._check_heartbeats(now)
 
     def _need_somebody(self) -> None:
         if not self._wait(lambda: bool(self.there.any()) or Stage.says("nobody"), GIVEN_UP) or Stage.says("nobody"):
-            self.board.patience = 0.0
+            self.membership.patience = 0.0
         super()._need_somebody()
 
     def _fails_now(self, moment: str) -> bool:
@@ -310,7 +314,7 @@ class Overseer(Supervisor):
             Stage.fail("kill")
         if self._fails_now("committed"):
             cycle, attempt = self._order
-            self._tell(members[0], Commit(cycle=cycle, attempt=attempt))
+            self._tell(members[0], RingCommit(cycle=cycle, attempt=attempt))
             Stage.fail("kill")
         super()._commit(members, broadcaster, others)
 
@@ -318,7 +322,7 @@ class Overseer(Supervisor):
 def play(folder: Path, name: str, arguments: list[str], plot: Plot | None, slower: float, meeting: float) -> None:
     """Be a coordinator or a device, by a command line."""
     Stage.folder, Stage.name, Stage.plot, Stage.slower = folder, name, plot, slower
-    supervisor._MEETING = meeting
+    coordinator._MEETING = meeting
     assembly.Device, assembly.Supervisor = Watched, Overseer  # type: ignore[misc]
     torch.set_num_threads(1)
     output = os.open(folder / f"{name}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

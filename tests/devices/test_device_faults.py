@@ -184,7 +184,7 @@ def begins_with_the_mean(run, number, time):
 
 def test_a_device_that_was_given_up_comes_back(field):
     run = field(f"{CAPPED},members=4", steps=10**6)
-    run.coordinate("--silence", 2)
+    run.coordinate("--heartbeat-timeout", 2)
     run.devices(plot=Plot("before", "stop", places=(2,)))
     run.wait(run.lost, "a device that is given up")
     (number,) = run.lost()
@@ -210,8 +210,8 @@ def test_a_device_that_was_given_up_comes_back(field):
     ("how", "why"),
     [
         ("raw control", "it sent a frame of no known kind"),
-        ("no word", "payload: no word of a device"),
-        ("no json", "payload: no word of a device"),
+        ("no word", "payload: no message of a device"),
+        ("no json", "payload: no message of a device"),
         ("torn word", "payload: checksum does not hold"),
         ("huge word", "payload: declares a body of"),
         ("not for it", "payload: CHUNK is nothing that a device says to its coordinator"),

@@ -80,7 +80,7 @@ MISTAKES = [
     ("coordinate file.toml --port 99999", "port 99999: there is none of that number; name another"),
     ("coordinate file.toml --port -1", "port -1: there is none of that number; name another"),
     ("coordinate file.toml --here --slowdown 0.5", "slowdown 0.5: a step cannot take less"),
-    ("coordinate file.toml --silence 0", "silence 0: give a number of seconds above 0"),
+    ("coordinate file.toml --heartbeat-timeout 0", "heartbeat_timeout 0: give a number of seconds above 0"),
     ("coordinate file.toml --patience nan", "patience nan: give a number of seconds above 0"),
     ("resume nowhere", "nowhere is not a folder"),
 ]

@@ -12,7 +12,7 @@ from failing import Plot
 from safetensors.numpy import load_file
 
 from sparsync.comparison import compare
-from sparsync.engines.devices.words import LAST_STEP, Numbers
+from sparsync.engines.devices.messages import LAST_STEP, ModelChunk
 from sparsync.experiment import build
 from sparsync.hetero import RingPlan
 from sparsync.settings import read
@@ -48,7 +48,7 @@ def test_bytes_are_those_of_the_ring_and_of_broadcasts(field, members):
     run = field(HADFL.format(members=members, backup_every=1000), workers=3, steps=24)
     train(run)
     numel = len(next(iter(next(iter(run.rings().values())).values())))
-    model = len(Numbers((1, 0, LAST_STEP), torch.zeros(numel)).pack(Dense("float32")))
+    model = len(ModelChunk((1, 0, LAST_STEP), torch.zeros(numel)).pack(Dense("float32")))
     assert model == HEADER_BYTES + TAG_BYTES + 4 * numel
     sent, received = np.zeros(3, np.int64), np.zeros(3, np.int64)
     plan = RingPlan(members, numel)

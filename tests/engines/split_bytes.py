@@ -14,20 +14,20 @@ import sys
 from pathlib import Path
 
 from sparsync.__main__ import main
-from sparsync.engines.links import Link
+from sparsync.engines.links import Connection
 
 counted = [0, 0]
-close = Link.close
+close = Connection.close
 
 
-def closing(link: Link) -> None:
+def closing(link: Connection) -> None:
     info = link._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
     for i, nbytes in enumerate(struct.unpack_from("<QQ", info, 120)):
         counted[i] += nbytes
     close(link)
 
 
-Link.close = closing  # type: ignore[method-assign]
+Connection.close = closing  # type: ignore[method-assign]
 out = Path(sys.argv.pop(1))
 try:
     main()

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sparsync import Experiment, compare, resume
-from sparsync.assembly import Setting
-from sparsync.engines import Action, EpochLoop
+from sparsync.assembly import SeedSetting
+from sparsync.engines import EpochLoop, PaceAction
 from sparsync.engines.checkpoint import Checkpoint
 from sparsync.errors import Interrupted
 from sparsync.task import Dataset, Task, load_dataset
-from sparsync.workers.group import Alone
+from sparsync.workers.group import SingleProcess
 
 SPECS = {
     "ugs": "psl",
@@ -57,14 +57,14 @@ def assembled(
     experiment = Experiment(strategies={"it": spec}, workers=5, target=target, split=said)
     parts = np.split(np.arange(45), [9, 16, 33, 35])
     lines: list[dict[str, Any]] = []
-    setting = Setting(experiment, Task(blobs, unlucky), parts, 0, Alone())
+    setting = SeedSetting(experiment, Task(blobs, unlucky), parts, 0, SingleProcess())
     loop = setting.assemble(experiment.strategy("it"), lines.append)
     assert isinstance(loop, EpochLoop)
     return loop, lines
 
 
-def going_on(steps: int) -> Action:
-    return Action.GO_ON
+def going_on(steps: int) -> PaceAction:
+    return PaceAction.GO_ON
 
 
 def never() -> None:
@@ -103,14 +103,14 @@ def test_stopped_after_every_step_and_resumed_from_disk(tmp_path, blobs, name, o
     assert whole.run(going_on, never)
     steps = [line for line in expected if line["kind"] == "step"]
     assert any("late" in line for line in steps) == (spec != "centralised")
-    checkpoint, seen = Checkpoint(tmp_path / "checkpoint", Alone()), []
+    checkpoint, seen = Checkpoint(tmp_path / "checkpoint", SingleProcess()), []
     for _ in steps:
         loop, lines = assembled(blobs, spec, optimizer=optimizer, **LATE)
         saved = checkpoint.load()
         if saved is not None:
             loop.load_state_dict(saved)
         torch.manual_seed(len(seen))  # a process of its own has drawn other numbers
-        ended = loop.run(lambda steps: Action.STOP, lambda loop=loop: checkpoint.save(loop.state_dict()))
+        ended = loop.run(lambda steps: PaceAction.STOP, lambda loop=loop: checkpoint.save(loop.state_dict()))
         seen += lines
     assert ended
     assert seen == expected
@@ -121,8 +121,8 @@ def test_saving_on_the_way_changes_nothing(tmp_path, blobs):
     plain, expected = assembled(blobs, "psl")
     assert plain.run(going_on, never)
     loop, lines = assembled(blobs, "psl")
-    checkpoint = Checkpoint(tmp_path / "checkpoint", Alone())
-    assert loop.run(lambda steps: Action.SAVE, lambda: checkpoint.save(loop.state_dict()))
+    checkpoint = Checkpoint(tmp_path / "checkpoint", SingleProcess())
+    assert loop.run(lambda steps: PaceAction.SAVE, lambda: checkpoint.save(loop.state_dict()))
     assert lines == expected
     assert everything(loop) == everything(plain)
 

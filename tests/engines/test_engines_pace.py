@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsync.engines import Action, Pace
-from sparsync.workers import Alone
+from sparsync.engines import Pace, PaceAction
+from sparsync.workers import SingleProcess
 
 
 class Hands:
@@ -19,7 +19,7 @@ class Hands:
         return self.now
 
 
-class Pair(Alone):
+class Pair(SingleProcess):
     """Rank 0 of two, whose broadcasts are counted."""
 
     size = 2
@@ -40,21 +40,21 @@ def pace(group: Any, stopping: Any = lambda: False, save_seconds: float = 1000.0
 def test_slow_turns_after_fast_ones_are_not_waited_for():
     """Turns of a coordinator: one at once, and from then on five a second."""
     asked: list[bool] = []
-    decide, clock = pace(Alone(), lambda: bool(asked))
+    decide, clock = pace(SingleProcess(), lambda: bool(asked))
     clock.now = 1e-5
-    assert decide(1) is Action.GO_ON
+    assert decide(1) is PaceAction.GO_ON
     asked.append(True)
     clock.now += 0.2
-    assert decide(1) is Action.STOP
+    assert decide(1) is PaceAction.STOP
 
 
 def test_one_process_saves_when_it_is_time():
-    decide, clock = pace(Alone(), save_seconds=30.0)
+    decide, clock = pace(SingleProcess(), save_seconds=30.0)
     actions = []
     for _ in range(4):
         clock.now += 15.0
         actions.append(decide(20))
-    assert actions == [Action.GO_ON, Action.SAVE] * 2
+    assert actions == [PaceAction.GO_ON, PaceAction.SAVE] * 2
 
 
 def test_several_processes_that_become_slow_are_asked_again_within_few_steps():
@@ -65,7 +65,7 @@ def test_several_processes_that_become_slow_are_asked_again_within_few_steps():
         decide(1)
     asked.append(True)
     late = 0
-    while decide(1) is not Action.STOP:
+    while decide(1) is not PaceAction.STOP:
         late += 1
         clock.now += 10.0
     assert late < 64

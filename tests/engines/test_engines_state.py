@@ -17,7 +17,7 @@ from sparsync.errors import PayloadError
 from sparsync.experiment import Experiment
 from sparsync.federated.exact import ExactState
 from sparsync.task import Task, load_dataset
-from sparsync.wire import Section, pack_parcel
+from sparsync.wire import MessageSection, pack_parcel
 from sparsync.workers import Arena
 
 TABLE = [0, 16777217, 2**62 + 1]
@@ -135,19 +135,19 @@ def test_the_server_moves_each_number_by_the_mean_change_rounded() -> None:
 
 def test_messages_are_checked() -> None:
     state = exact()
-    model = pack_parcel([Section("model", b"1234", 0)])
+    model = pack_parcel([MessageSection("model", b"1234", 0)])
     whole = state.join(model, state.values)
     rest, values = state.split(whole)
     assert rest == model
     assert values is not None
     assert all(torch.equal(one, other) for one, other in zip(values, state.values, strict=True))
-    control = pack_parcel([Section("control", b"")])
+    control = pack_parcel([MessageSection("control", b"")])
     assert state.split(state.join(control, state.values)) == (control, None)
     at = [value.dtype for value in state.values].index(torch.bool)
     for broken in (
         model,
-        pack_parcel([Section("model", b"1234", 0), Section("model", bytes(state.nbytes - 1))]),
-        pack_parcel([Section("model", b"1234", 0), Section("model", bytes(state.nbytes), 0)]),
+        pack_parcel([MessageSection("model", b"1234", 0), MessageSection("model", bytes(state.nbytes - 1))]),
+        pack_parcel([MessageSection("model", b"1234", 0), MessageSection("model", bytes(state.nbytes), 0)]),
         state.join(model, [torch.full_like(one, torch.nan) if one.is_floating_point() else one for one in values]),
         state.join(model, [torch.full((2,), 2, dtype=torch.uint8) if i == at else one for i, one in enumerate(values)]),
     ):

@@ -18,7 +18,7 @@ STRATEGIES = (
 
 def arguments(dtype: str, out: Path) -> list[str]:
     strategies = [part for spec in STRATEGIES for part in ("--strategy", spec)]
-    fixed = "compare --no-report --workers 4 --steps 200 --eval-every 100 --partition sorted --optimizer"
+    fixed = "compare --no-report --workers 4 --steps 100 --eval-every 50 --partition sorted --optimizer"
     return [*fixed.split(), "sgd:lr=0.1,momentum=0.9", *strategies, "--dtype", dtype, "--out", str(out)]
 
 
@@ -62,7 +62,7 @@ def test_same_syncs_and_models_however_the_workers_are_hosted(tmp_path, sparsync
 def test_two_runs_of_the_same_command_are_bitwise_equal(tmp_path, sparsync, results):
     first, second = tmp_path / "first", tmp_path / "second"
     for out in (first, second):
-        done = sparsync(*arguments("float32", out), "--processes", 2, "--steps", 60, "--model", "mlp:depth=2")
+        done = sparsync(*arguments("float32", out), "--processes", 2, "--steps", 30, "--model", "mlp:depth=2")
         assert done.returncode == 0, done.stderr
     assert (first / "history.jsonl").read_bytes() == (second / "history.jsonl").read_bytes()
     assert results(first) == results(second)

@@ -16,25 +16,25 @@ import pytest
 import torch
 
 from processes import GIVEN_UP
-from sparsync.engines import Action, Budget, EpochLoop
-from sparsync.engines.links import TOKEN_BYTES, Door, Frame, Link, LinkLost, Op, knock
+from sparsync.engines import Budget, EpochLoop, PaceAction
+from sparsync.engines.links import TOKEN_BYTES, ClientListener, Connection, ConnectionLost, Frame, Op, connect
 from sparsync.engines.messages import pack_seconds
-from sparsync.engines.remote import RemoteSite
-from sparsync.engines.serving import RemoteClients
+from sparsync.engines.remote import RemoteSplitTrainer
+from sparsync.engines.serving import ClientService
 from sparsync.errors import SparsyncError
-from sparsync.split import Site, Split, default_cut, split_at
+from sparsync.split import SplitSettings, SplitTrainer, default_cut, split_at
 from sparsync.split.channel import message_bytes
 from sparsync.strategies import STRATEGIES
 from sparsync.task import Dataset, Task
-from sparsync.wire import HEADER_BYTES, Section, kinds_of, pack, pack_parcel, unpack_parcel
+from sparsync.wire import HEADER_BYTES, MessageSection, kinds_of, pack, pack_parcel, unpack_parcel
 from sparsync.wire.parcel import RAW
-from sparsync.workers import Alone, Arena
+from sparsync.workers import Arena, SingleProcess
 
 K = 4
 MODEL = "mlp:hidden=8"
 
 
-def place(task: Task, kind: Callable[..., Site], settings: Split, **options: Any) -> Site:
+def place(task: Task, kind: Callable[..., SplitTrainer], settings: SplitSettings, **options: Any) -> SplitTrainer:
     module = task.module(0)
     parts = np.array_split(np.arange(90), K)
     return kind(task, module, split_at(module, default_cut(module)), parts, settings, **options)
@@ -43,8 +43,8 @@ def place(task: Task, kind: Callable[..., Site], settings: Split, **options: Any
 class Hosts:
     """Three processes' worth of clients, each in a thread; `spoil` may replace what a client answers."""
 
-    def __init__(self, task: Task, settings: Split, strategy: str, spoil: Callable[..., Any]) -> None:
-        self.door = Door()
+    def __init__(self, task: Task, settings: SplitSettings, strategy: str, spoil: Callable[..., Any]) -> None:
+        self.door = ClientListener()
         self.failures: list[BaseException] = []
         self.threads = [
             threading.Thread(target=self._host, args=(here, task, settings, strategy, spoil), daemon=True)
@@ -52,23 +52,23 @@ class Hosts:
         ]
         for thread in self.threads:
             thread.start()
-        self.links = self.door.admit(range(K), patience=GIVEN_UP)
+        self.connections = self.door.admit(range(K), patience=GIVEN_UP)
 
-    def _host(self, here: tuple[int, ...], task: Task, settings: Split, strategy: str, spoil: Any) -> None:
+    def _host(self, here: tuple[int, ...], task: Task, settings: SplitSettings, strategy: str, spoil: Any) -> None:
         inbox: queue.Queue[Frame] = queue.Queue()
-        links = {k: knock("127.0.0.1", self.door.port, self.door.token, k, inbox, GIVEN_UP) for k in here}
+        connections = {k: connect("127.0.0.1", self.door.port, self.door.token, k, inbox, GIVEN_UP) for k in here}
 
-        def begin(run: int) -> Site:
+        def begin(run: int) -> SplitTrainer:
             with BUILDING:
-                site = place(task, Site, settings, rows=(len(here), 1))
-            STRATEGIES.build(strategy).split(site)
-            return site
+                trainer = place(task, SplitTrainer, settings, rows=(len(here), 1))
+            STRATEGIES.build(strategy).split(trainer)
+            return trainer
 
-        for link in links.values():
+        for link in connections.values():
             send = link.send
             link.send = lambda op, payload, k=link.client, send=send: spoil(k, op, payload, send)  # type: ignore[method-assign]
         try:
-            RemoteClients(links, inbox, begin).serve()
+            ClientService(connections, inbox, begin).serve()
         except (SparsyncError, OSError) as error:
             self.failures.append(error)
 
@@ -80,15 +80,15 @@ def faithful(client: int, op: Op, payload: bytes, send: Any) -> None:
     send(op, payload)
 
 
-def in_one_process(blobs: Dataset, strategy: str, settings: Split) -> list[dict[str, Any]]:
+def in_one_process(blobs: Dataset, strategy: str, settings: SplitSettings) -> list[dict[str, Any]]:
     """History of the same run without connections."""
     built = STRATEGIES.build(strategy)
     with BUILDING:
-        site = place(Task(blobs, MODEL), Site, settings, rows=built.rows(K))
+        trainer = place(Task(blobs, MODEL), SplitTrainer, settings, rows=built.rows(K))
     lines: list[dict[str, Any]] = []
-    arena = Arena(site.module, 1, torch.device("cpu"), torch.float32, gradients=False)
-    loop = EpochLoop(site, built.split(site), arena, Alone(), Budget(settings.epochs, 1), lines.append)
-    loop.run(lambda steps: Action.GO_ON, lambda: None)
+    arena = Arena(trainer.module, 1, torch.device("cpu"), torch.float32, gradients=False)
+    loop = EpochLoop(trainer, built.split(trainer), arena, SingleProcess(), Budget(settings.epochs, 1), lines.append)
+    loop.run(lambda steps: PaceAction.GO_ON, lambda: None)
     return lines
 
 
@@ -108,7 +108,7 @@ def federate(blobs: Dataset) -> Callable[..., SimpleNamespace]:
         **settings: Any,
     ) -> SimpleNamespace:
         task = Task(blobs, MODEL)
-        said = Split(**{"batch_size": 16, "epochs": 3, "optimizer": "sgd:lr=0.1,momentum=0.5", **settings})
+        said = SplitSettings(**{"batch_size": 16, "epochs": 3, "optimizer": "sgd:lr=0.1,momentum=0.5", **settings})
         up: list[tuple[int, Op, bytes]] = []
         down: list[tuple[int, Op, bytes]] = []
 
@@ -117,7 +117,7 @@ def federate(blobs: Dataset) -> Callable[..., SimpleNamespace]:
             spoil(client, op, payload, send)
 
         hosts = Hosts(task, said, strategy, upwards)
-        for link in hosts.links.values():
+        for link in hosts.connections.values():
 
             def send(op: Op, payload: bytes = b"", client: int = link.client, send: Any = link.send) -> None:
                 down.append((client, op, payload))
@@ -126,20 +126,28 @@ def federate(blobs: Dataset) -> Callable[..., SimpleNamespace]:
             link.send = send  # type: ignore[method-assign]
         built = STRATEGIES.build(strategy)
         with BUILDING:
-            site = place(task, RemoteSite, said, rows=built.rows(K), links=hosts.links, run=0, patience=patience)
+            trainer = place(
+                task,
+                RemoteSplitTrainer,
+                said,
+                rows=built.rows(K),
+                connections=hosts.connections,
+                run=0,
+                patience=patience,
+            )
         lines: list[dict[str, Any]] = []
-        arena = Arena(site.module, 1, torch.device("cpu"), torch.float32, gradients=False)
-        loop = EpochLoop(site, built.split(site), arena, Alone(), Budget(said.epochs, 1), lines.append)
+        arena = Arena(trainer.module, 1, torch.device("cpu"), torch.float32, gradients=False)
+        loop = EpochLoop(trainer, built.split(trainer), arena, SingleProcess(), Budget(said.epochs, 1), lines.append)
         if state is not None:
             loop.load_state_dict(state)
         kept: list[Any] = []
         try:
             ended = loop.run(
-                lambda steps: Action.STOP if loop.progress.step == stop else Action.GO_ON,
+                lambda steps: PaceAction.STOP if loop.progress.step == stop else PaceAction.GO_ON,
                 lambda: kept.append(copy.deepcopy(loop.state_dict())),
             )
         finally:
-            for link in hosts.links.values():
+            for link in hosts.connections.values():
                 link.bye()
         assert ended == (stop is None)
         for thread in hosts.threads:
@@ -147,7 +155,7 @@ def federate(blobs: Dataset) -> Callable[..., SimpleNamespace]:
         assert not any(thread.is_alive() for thread in hosts.threads)
         return SimpleNamespace(
             lines=lines,
-            site=site,
+            trainer=trainer,
             loop=loop,
             failures=hosts.failures,
             up=up,
@@ -188,7 +196,7 @@ EVERY = [
 def test_connected_clients_train_as_simulated_ones(federate, blobs, strategy):
     """Line by line of the history: losses to 1e-5, and bytes, batches, virtual time exactly."""
     run = federate(strategy, delays="stragglers:spread=0.3,jitter=0.2")
-    lines = in_one_process(blobs, strategy, run.site.settings)
+    lines = in_one_process(blobs, strategy, run.trainer.settings)
     assert len(run.lines) == len(lines)
     for one, other in zip(run.lines, lines, strict=True):
         assert one == {key: close(value) for key, value in other.items()}
@@ -200,12 +208,12 @@ def test_connected_clients_train_as_simulated_ones(federate, blobs, strategy):
 def test_the_ledger_has_every_byte_that_crosses(federate, strategy):
     """All messages but the one that opens a run, which also says where it is to go on."""
     run = federate(strategy)
-    ledger, sent, received = run.site.ledger, np.zeros(K, np.int64), np.zeros(K, np.int64)
+    ledger, sent, received = run.trainer.ledger, np.zeros(K, np.int64), np.zeros(K, np.int64)
     for client, _, payload in run.up:
         sent[client] += len(payload)
     for client, op, payload in run.down:
         received[client] += len(payload) if op is not Op.OPEN else 0
-    opened = message_bytes(4 * run.site.bottoms.numel)
+    opened = message_bytes(4 * run.trainer.bottoms.numel)
     assert sum(ledger.sent.values()).tolist() == sent.tolist()
     assert (sum(ledger.received.values()) - opened).tolist() == received.tolist()
 
@@ -223,8 +231,8 @@ def test_no_label_leaves_its_client(federate, strategy):
 def test_the_mean_is_over_those_whose_loss_has_come(federate, blobs):
     """One batch of all samples; client 2 spoils its answer to the outputs: the step is SGD on what the others have."""
     run = federate("psl:labels=clients", spoiled(2, Op.OUTPUT_DELTA, truncated), epochs=1, batch_size=90)
-    assert list(run.site.lost) == [2]
-    rest = np.concatenate([part for client, part in enumerate(run.site.parts) if client != 2])
+    assert list(run.trainer.lost) == [2]
+    rest = np.concatenate([part for client, part in enumerate(run.trainer.parts) if client != 2])
     module = Task(blobs, MODEL).module(0)
     inputs, labels = blobs.train.batch(rest)
     loss = torch.nn.functional.cross_entropy(module(inputs), labels)
@@ -275,7 +283,7 @@ def test_labels_that_cannot_be_its_own_cost_their_sender(federate):
     run = federate("psl:sampler=lds", spoil)
     (lost,) = of(run, "lost")
     assert (lost["client"], lost["reason"]) == (2, "payload: labels of more samples of a class than it has")
-    assert samples_used(run)[-1] == 90 - run.site.samples[2]
+    assert samples_used(run)[-1] == 90 - run.trainer.samples[2]
 
 
 # 2. Stopped, and resumed with other processes
@@ -289,14 +297,14 @@ def test_resumed_with_the_same_bits(federate, strategy, place):
     epoch = [step["step"] for step in of(whole, "step") if step["epoch"] == 1]
     stop = epoch[{"at": -1, "in": 2, "before": -2}[place.split()[0]]]
     begun = federate(strategy, stop=stop, **options)
-    assert begun.site.left.any() == (stop != epoch[-1])
+    assert begun.trainer.left.any() == (stop != epoch[-1])
     ended = federate(strategy, state=begun.state, **options)
     assert begun.lines + ended.lines == whole.lines
     for one, other in zip(*(run.loop.evaluated().state_dict().values() for run in (ended, whole)), strict=True):
         assert torch.equal(one, other)
     for one, other in (
-        (ended.site.ledger.sent, whole.site.ledger.sent),
-        (ended.site.ledger.moved, whole.site.ledger.moved),
+        (ended.trainer.ledger.sent, whole.trainer.ledger.sent),
+        (ended.trainer.ledger.moved, whole.trainer.ledger.moved),
     ):
         assert str(one) == str(other)
 
@@ -324,7 +332,7 @@ def flipped(op: Op, payload: bytes, send: Any) -> None:
 
 
 def truncated(op: Op, payload: bytes, send: Any) -> None:
-    send(op, pack_parcel([Section("activation", b"1234", 0)]))
+    send(op, pack_parcel([MessageSection("activation", b"1234", 0)]))
 
 
 def wrong(op: Op, payload: bytes, send: Any) -> None:
@@ -376,8 +384,8 @@ def survived(run: SimpleNamespace) -> None:
     """Client 2 is lost and named, and the others have trained on with what they have."""
     (lost,) = of(run, "lost")
     assert lost["client"] == 2
-    assert list(run.site.lost) == [2]
-    held = run.site.samples
+    assert list(run.trainer.lost) == [2]
+    held = run.trainer.samples
     assert samples_used(run)[-1] == held.sum() - held[2]
     assert all(one <= 90 for one in samples_used(run))
     assert of(run, "evaluation")[-1]["epochs"] == 3
@@ -392,8 +400,8 @@ def test_a_client_that_goes_takes_nobody_of_its_process_along(federate):
         send(op, payload)
 
     run = federate("psl:labels=clients", spoiled(1, Op.OUTPUT_DELTA, hangs_up))
-    assert list(run.site.lost) == [1]
-    assert samples_used(run)[-1] == 90 - run.site.samples[1]
+    assert list(run.trainer.lost) == [1]
+    assert samples_used(run)[-1] == 90 - run.trainer.samples[1]
     (failure,) = run.failures
     assert "client 1: lost the server" in str(failure)
 
@@ -428,7 +436,7 @@ def test_a_late_client_is_left_out_of_the_step_and_comes_back(federate):
 
     run = federate(spoil=spoil, deadline=1.0)
     assert any(3 in step.get("late", ()) for step in of(run, "step"))
-    assert not run.site.lost
+    assert not run.trainer.lost
     assert samples_used(run) == [90, 90, 90]
 
 
@@ -440,8 +448,8 @@ def ended(sock: socket.socket) -> bool:
 
 
 def test_strangers_are_sent_away():
-    door = Door()
-    admitted: list[dict[int, Link]] = []
+    door = ClientListener()
+    admitted: list[dict[int, Connection]] = []
     thread = threading.Thread(target=lambda: admitted.append(door.admit([5], patience=GIVEN_UP)))
     thread.start()
     address = "127.0.0.1", door.port
@@ -454,7 +462,7 @@ def test_strangers_are_sent_away():
     with socket.create_connection(address):  # hangs up
         pass
     inbox: queue.Queue[Frame] = queue.Queue()
-    mine = knock("127.0.0.1", door.port, door.token, 5, inbox, GIVEN_UP)
+    mine = connect("127.0.0.1", door.port, door.token, 5, inbox, GIVEN_UP)
     thread.join(GIVEN_UP)
     assert list(admitted[0]) == [5]
     admitted[0][5].bye()
@@ -464,14 +472,14 @@ def test_strangers_are_sent_away():
 
 def test_clients_that_do_not_come_are_named():
     with pytest.raises(SparsyncError, match=r"client 1 has not connected within 0\.1 s; start all processes"):
-        Door().admit([1, 2], patience=0.1)
+        ClientListener().admit([1, 2], patience=0.1)
 
 
 def test_a_server_that_cannot_be_reached_is_named():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with pytest.raises(LinkLost, match=f"client 3 cannot reach the server at 127.0.0.1:{port}"):
-        knock("127.0.0.1", port, bytes(TOKEN_BYTES), 3, queue.Queue(), 1.0)
+    with pytest.raises(ConnectionLost, match=f"client 3 cannot reach the server at 127.0.0.1:{port}"):
+        connect("127.0.0.1", port, bytes(TOKEN_BYTES), 3, queue.Queue(), 1.0)
 
 
 def test_frames_arrive_whole_whatever_the_pieces():
@@ -479,7 +487,7 @@ def test_frames_arrive_whole_whatever_the_pieces():
     sender = socket.create_connection(server.getsockname())
     receiver, _ = server.accept()
     inbox: queue.Queue[Frame] = queue.Queue()
-    link = Link(receiver, 9, 1000, inbox)
+    link = Connection(receiver, 9, 1000, inbox)
     frame = bytes((Op.SUM,)) + pack(RAW, bytes(range(200)))
     for byte in frame + frame:
         sender.sendall(bytes((byte,)))

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from processes import GIVEN_UP
-from sparsync.engines import Action, AsyncRoundLoop, Budget, RoundLoop
+from sparsync.engines import AsyncRoundLoop, Budget, PaceAction, RoundLoop
 from sparsync.engines.shared import SharedMemory
 from sparsync.federated import Asynchronous, Federation, Server
 from sparsync.strategies import STRATEGIES
 from sparsync.system import Profile
 from sparsync.task import Dataset, Task, from_arrays
-from sparsync.workers import Arena, Bench, Group
+from sparsync.workers import Arena, ClientRuntime, Group
 from tolerance import Nudge, exactly
 
 Make = Callable[..., SimpleNamespace]
@@ -76,11 +76,11 @@ def federation(blobs: Dataset) -> Make:
         with _BUILDING:
             module = nudge(task.module(seed, dtype)).to(device)
             parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-            bench = Bench(
+            runtime = ClientRuntime(
                 Arena(module, 1, torch.device(device), dtype), task, module, parts, said.local_work(batch_size), seed
             )
             server = Server(
-                bench.vector,
+                runtime.vector,
                 module,
                 sizes,
                 said,
@@ -95,21 +95,21 @@ def federation(blobs: Dataset) -> Make:
         state = strategy.serve(server)
         budget = Budget(said.rounds, said.eval_every, target)
         kind = AsyncRoundLoop if isinstance(state, Asynchronous) else RoundLoop
-        loop = kind(server, bench, state, task, budget, profile or Profile(), lines.append)
+        loop = kind(server, runtime, state, task, budget, profile or Profile(), lines.append)
         saved: list[Any] = []
 
         def run(rounds: int) -> Tensor:
             """Complete so many more rounds, or stop before where the loop stops; return the global model."""
             end = loop.rounds.round + rounds
 
-            def pace(steps: int) -> Action:
-                return Action.STOP if loop.rounds.round >= end else Action.GO_ON
+            def pace(steps: int) -> PaceAction:
+                return PaceAction.STOP if loop.rounds.round >= end else PaceAction.GO_ON
 
             loop.run(pace, lambda: saved.append(loop.state_dict()))
             return state.model().clone()
 
         return SimpleNamespace(
-            loop=loop, server=server, bench=bench, state=state, task=task, lines=lines, saved=saved, run=run
+            loop=loop, server=server, runtime=runtime, state=state, task=task, lines=lines, saved=saved, run=run
         )
 
     return make

@@ -15,7 +15,7 @@ from sparsync.randomness import generator
 from sparsync.strategies import STRATEGIES
 from sparsync.task import Dataset, Task, from_arrays
 from sparsync.wire import kinds_of, unpack_parcel
-from sparsync.workers import SCHEDULES, Arena, Bench, Client
+from sparsync.workers import SCHEDULES, Arena, Client, ClientRuntime
 
 Model = str | Callable[..., nn.Module]
 
@@ -98,9 +98,9 @@ class Small:
         self.module = self.task.module(seed, dtype)
         self.parts = np.split(np.arange(sum(shares)), np.cumsum(shares)[:-1])
         arena = Arena(self.module, 1, torch.device("cpu"), dtype)
-        self.bench = Bench(arena, self.task, self.module, self.parts, said.local_work(batch_size), seed)
+        self.runtime = ClientRuntime(arena, self.task, self.module, self.parts, said.local_work(batch_size), seed)
         self.server = Server(
-            self.bench.vector,
+            self.runtime.vector,
             self.module,
             shares,
             said,
@@ -127,7 +127,7 @@ class Small:
         return torch.cat((self.view.gather_rest(model[: self.view.total]), model[self.view.total :]))
 
     def client(self, number: int = 0, round_: int = 0) -> Client:
-        return Client(number, round_, self.schedule(round_), self.bench)
+        return Client(number, round_, self.schedule(round_), self.runtime)
 
     def send(self, round_: int, cohort: Sequence[int] | None = None) -> Exchange:
         """All of an exchange but the server's last word."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sparsync import Experiment, compare
-from sparsync.engines import Action
+from sparsync.engines import PaceAction
 from sparsync.engines.checkpoint import load_tree, save_tree
 from sparsync.errors import SparsyncError, UsageError
 from sparsync.federated import Asynchronous, FedAsync, FedAvg, FedBuff, Upload
@@ -187,8 +187,8 @@ def test_fedbuff_by_hand(pulls):
 def test_fedbuff_averages_buffers_of_the_model(federation):
     """In the weights of the changes, 1 and 1/2: they are no differences, and a discount does not make them smaller."""
     made = federation(FedBuff(buffer=2), model=normed)
-    state, d = made.state, made.bench.vector.d
-    one, other = torch.zeros(made.bench.vector.numel), torch.zeros(made.bench.vector.numel)
+    state, d = made.state, made.runtime.vector.d
+    one, other = torch.zeros(made.runtime.vector.numel), torch.zeros(made.runtime.vector.numel)
     one[d:], other[d:] = 1, 4
     exact = made.server.exact
     sent = [exact.join(state.up.encode(model), exact.values) for model in (one, other)]
@@ -360,7 +360,7 @@ def test_interrupted_after_any_update_and_resumed(federation, tmp_path, spec):
     for stop in range(1, rounds):
         first, second = (federation(spec, profile=SLOW, rounds=rounds) for _ in range(2))
         first.loop.run(
-            lambda steps, loop=first.loop, stop=stop: Action.STOP if loop.syncs == stop else Action.GO_ON,
+            lambda steps, loop=first.loop, stop=stop: PaceAction.STOP if loop.syncs == stop else PaceAction.GO_ON,
             lambda loop=first.loop: save_tree(loop.state_dict(), tmp_path / "state"),
         )
         second.loop.load_state_dict(load_tree(tmp_path / "state"))

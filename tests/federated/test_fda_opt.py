@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sparsync.engines.rounds import Rounds
+from sparsync.engines.rounds import RoundCounter
 from sparsync.federated import FDAOpt, FedAdam, FedAvg, FedAvgM
 from sparsync.strategies import STRATEGIES
 
@@ -64,7 +64,7 @@ def test_without_threshold_it_is_fedopt(federation, server, optimizer):
     }[server]
     fda = federation(FDAOpt(threshold=math.inf, adaptive=False, max_epochs=3, server=server), optimizer=optimizer)
     opt = federation(other, epochs=3, optimizer=optimizer)
-    fda.loop.rounds, opt.loop.rounds = Rounds(round=1), Rounds(round=1)
+    fda.loop.rounds, opt.loop.rounds = RoundCounter(round=1), RoundCounter(round=1)
     assert torch.allclose(fda.run(3), opt.run(3), atol=1e-6)
     assert fda.loop.progress.step == opt.loop.progress.step == 3 * 3 * 3
 
@@ -180,7 +180,7 @@ def test_bytes_per_client_and_round(federation):
     made.run(1)
     paper, wire = dict(made.loop.ledger.paper), dict(made.loop.ledger.moved)
     made.run(1)
-    d, epochs, orders = made.bench.vector.d, 3, 4
+    d, epochs, orders = made.runtime.vector.d, 3, 4
     paper = {kind: nbytes - paper[kind] for kind, nbytes in made.loop.ledger.paper.items()}
     wire = {kind: nbytes - wire[kind] for kind, nbytes in made.loop.ledger.moved.items()}
     assert paper == {"model": 2 * 2 * 4 * d, "state": 2 * 4 * (1 + 3 * 50) * epochs, "control": 2 * 4 * 3 * orders}
@@ -195,7 +195,7 @@ def test_bytes_per_client_and_round(federation):
 def test_clients_remember_nothing_after_a_round(federation):
     made = federation(FDAOpt(max_epochs=3), cohort=2)
     made.run(3)
-    assert made.bench.memories == {}
+    assert made.runtime.memories == {}
 
 
 def corrupt(made, bad):

@@ -13,7 +13,7 @@ from sparsync.federated import FedAvg, Upload
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import Chain, Quantised, kinds_of, pack_parcel
 from sparsync.workers import Client
-from sparsync.workers.batches import Passes
+from sparsync.workers.batches import LocalPasses
 from tolerance import distance, rounding
 
 UNEQUAL = [[(4, 0)], [(0, 8)] * 3]  # two clients, one sample and three
@@ -82,11 +82,11 @@ def normed(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 def test_buffers_are_averaged_and_counters_come_back_as_integers(federation):
     made = federation(FedAvg(), model=normed, sizes=[30, 20], weights="samples")
-    vector, bench = made.bench.vector, made.bench
+    vector, runtime = made.runtime.vector, made.runtime
     assert (vector.b, made.server.exact.numel) == (8, 1)
     trained = []
     for number in range(2):
-        client = Client(number, 0, 1.0, bench)
+        client = Client(number, 0, 1.0, runtime)
         client.load(made.server.initial)
         client.train()
         trained.append(client.model())
@@ -110,7 +110,7 @@ def test_one_client_with_all_data_is_plain_training(federation, blobs):
     seen = 0
     for round_ in range(2):
         optimizer = torch.optim.SGD(module.parameters(), lr=0.2, momentum=0.9)  # afresh in every round
-        passes = Passes(np.arange(180), 50, epochs=3, seed=0, client=0, round_=round_)
+        passes = LocalPasses(np.arange(180), 50, epochs=3, seed=0, client=0, round_=round_)
         for step in range(len(passes)):
             inputs, labels = blobs.train.batch(passes[step])
             optimizer.zero_grad()
@@ -128,8 +128,8 @@ def test_an_evaluation_is_of_the_global_model(federation):
     made.run(5)
     lines = [line for line in made.lines if line["kind"] == "evaluation"]
     assert [line["rounds"] for line in lines] == [2, 4, 5]
-    made.bench.vector.write(made.state.model())
-    correct, loss = made.task.evaluate(made.bench.module, 0, 60)
+    made.runtime.vector.write(made.state.model())
+    correct, loss = made.task.evaluate(made.runtime.module, 0, 60)
     assert lines[-1]["accuracy"] == int(correct.sum()) / 60
     assert lines[-1]["loss"] == pytest.approx(loss / 60)
     assert lines[0]["loss"] > lines[-1]["loss"]
@@ -151,7 +151,7 @@ def test_an_evaluation_is_of_the_global_model(federation):
 )
 def test_what_the_server_decodes_is_the_clients_model_to_within_the_codec(federation, uplink, bound):
     made = federation(FedAvg(uplink=uplink))
-    state, client = made.state, Client(0, 0, 1.0, made.bench)
+    state, client = made.state, Client(0, 0, 1.0, made.runtime)
     upload = state.local_update(client, state.downlink(0))
     trained = client.model()
     error = (state.decode(upload) - trained).abs()
@@ -163,7 +163,7 @@ def test_what_the_server_decodes_is_the_clients_model_to_within_the_codec(federa
 
 def test_an_upload_through_topk_holds_exactly_the_largest_changes(federation):
     made = federation(FedAvg(uplink="topk(0.05)+q8"))
-    state, client = made.state, Client(0, 0, 1.0, made.bench)
+    state, client = made.state, Client(0, 0, 1.0, made.runtime)
     upload = state.local_update(client, state.downlink(0))
     change = client.model() - state.sent
     decoded = state.decode(upload) - state.sent
@@ -190,8 +190,8 @@ def test_error_feedback_makes_up_for_what_was_lost(federation):
 
     state.local_update = follow
     made.run(6)
-    assert set(wished) == {0, 1} == set(made.bench.memories)
-    for number, memory in made.bench.memories.items():
+    assert set(wished) == {0, 1} == set(made.runtime.memories)
+    for number, memory in made.runtime.memories.items():
         assert float(memory["feedback"].abs().max()) > 1e-3
         assert torch.allclose(arrived[number] + memory["feedback"], wished[number], atol=1e-5)
 
@@ -200,7 +200,7 @@ def test_without_feedback_clients_keep_nothing(federation):
     made = federation("fedavg:uplink=topk(0.1)+q4")
     made.run(2)
     assert not made.state.stateful
-    assert made.bench.memories == {}
+    assert made.runtime.memories == {}
 
 
 @pytest.mark.parametrize("downlink", ["bf16", "q8", "q4(stochastic)"])
@@ -208,7 +208,7 @@ def test_a_lossy_downlink_leaves_server_and_clients_with_the_same_model(federati
     """Uploads are changes of what arrived, not of what the server holds: without training nothing moves further."""
     made = federation(FedAvg(uplink="q8", downlink=downlink), optimizer="sgd:lr=0")
     state, before = made.state, made.state.weights
-    client = Client(0, 0, 1.0, made.bench)
+    client = Client(0, 0, 1.0, made.runtime)
     payload = state.downlink(0)
     state.local_update(client, payload)
     assert torch.equal(client.model(), state.sent)
@@ -225,9 +225,9 @@ def test_stochastic_downloads_are_the_same_bytes_whoever_encodes_them(federation
 
 def test_buffers_pass_lossy_codecs_unharmed(federation):
     made = federation(FedAvg(uplink="topk(0.1)+q4", downlink="bf16"), model=normed)
-    state, client = made.state, Client(0, 0, 1.0, made.bench)
+    state, client = made.state, Client(0, 0, 1.0, made.runtime)
     upload = state.local_update(client, state.downlink(0))
-    d = made.bench.vector.d
+    d = made.runtime.vector.d
     assert torch.equal(state.decode(upload)[d:], client.model()[d:])
     assert not torch.equal(state.decode(upload)[:d], client.model()[:d])
 
@@ -272,4 +272,4 @@ def test_the_message_is_that_of_the_chain(federation):
     payload = made.state.downlink(0)
     chain = Chain((), Quantised(8))
     assert payload == pack_parcel(chain.encode_body(made.server.initial))
-    assert len(payload) == 20 + 1 + 8 + 4 + made.bench.vector.d
+    assert len(payload) == 20 + 1 + 8 + 4 + made.runtime.vector.d

@@ -14,7 +14,7 @@ from torch import nn
 
 from sparsync.errors import UsageError
 from sparsync.federated import DPF, FedAvg, FedDIP
-from sparsync.federated.feddip import Pruned
+from sparsync.federated.feddip import MaskTransform
 from sparsync.sparsity import Cubic, Staircase, counts, erk, iou, top_k_mask
 from sparsync.strategies import STRATEGIES
 from sparsync.wire.positions import sizes
@@ -35,7 +35,7 @@ def sprung(weight: tuple[float, float], mask: tuple[int, int], optimizer: str, s
     made = Small(DPF(), task=springs(), shares=(2, 2, 2, 2), optimizer=optimizer, steps=steps)
     client = made.client()
     client.params.copy_(torch.tensor(weight))
-    client.train(transform=Pruned(made.view, torch.tensor(mask, dtype=torch.bool), strength))
+    client.train(transform=MaskTransform(made.view, torch.tensor(mask, dtype=torch.bool), strength))
     assert client.steps == steps
     return client.params.tolist()
 
@@ -64,7 +64,7 @@ class TestLocalStep:
         plain = client.model()
         client = made.client()
         client.load(made.server.initial)
-        client.train(transform=Pruned(made.view, torch.ones(M, dtype=torch.bool)))
+        client.train(transform=MaskTransform(made.view, torch.ones(M, dtype=torch.bool)))
         assert equal_bits(client.model(), plain)
 
     @pytest.mark.parametrize("order", ["2", "1", "inf"])
@@ -73,7 +73,7 @@ class TestLocalStep:
         raw = torch.randn(made.view.total, generator=torch.Generator().manual_seed(0))
         mask = torch.rand(M, generator=torch.Generator().manual_seed(1)) < 0.5
         mask[: made.view.sizes[0]] = False  # a layer of zeros
-        at = Pruned(made.view, mask, 0.3, order)
+        at = MaskTransform(made.view, mask, 0.3, order)
         theta, grad = torch.empty_like(raw), torch.zeros_like(raw)
         at.weights(raw, theta)
         at.gradient(raw, grad)
@@ -93,7 +93,7 @@ class TestLocalStep:
         client = made.client(0)
         client.load(exchange.received)
         seen = []
-        made.bench.module[0].register_forward_hook(
+        made.runtime.module[0].register_forward_hook(
             lambda layer, inputs, output: seen.append(layer.weight.detach().clone())
         )
         made.state.local_update(client, exchange.payload)

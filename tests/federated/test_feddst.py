@@ -13,7 +13,7 @@ from sparsync.federated import FedDST
 from sparsync.federated.feddst import drop_and_grow
 from sparsync.sparsity import counts, erk, layer_top_k_mask
 from sparsync.strategies import STRATEGIES
-from sparsync.wire import Known, Masked
+from sparsync.wire import KnownSupport, MaskedSupport
 
 M = 540
 SHARES = (20, 10, 15, 15)
@@ -68,7 +68,7 @@ class TestMove:
         """A client's round in which it moves ones: weights and dense gradients of its batches; upload and new mask."""
         made = Small(feddst(**options), optimizer=optimizer)
         client, held, grads = made.client(number, 1), [], []
-        backward = made.bench.learner.backward
+        backward = made.runtime.learner.backward
 
         def noted(parameters, *args):
             held.append(made.view.gather(client.params))
@@ -76,7 +76,7 @@ class TestMove:
             grads.append(made.view.gather(client.grad))
             return loss
 
-        made.bench.learner.backward = noted
+        made.runtime.learner.backward = noted
         payload = made.state.local_update(client, made.state.downlink(1))
         model, mask = made.state.up.decode_mask(payload)
         return made, held, grads, made.prunable(model), mask
@@ -89,7 +89,7 @@ class TestMove:
         assert equal_bits(held[2], held[2].where(old, 0))
         for before, step in ((old, held[0]), (old, held[1]), (old, held[2]), (mask, held[3]), (mask, held[4])):
             assert not bool(step[~before].any())
-        assert not bool(made.view.gather(made.bench.raw.data)[~mask].any())
+        assert not bool(made.view.gather(made.runtime.raw.data)[~mask].any())
         assert per_layer(made, mask) == per_layer(made, old)
         fraction = made.state.drop(1)
         stay = layer_top_k_mask(made.view, held[2], [n - math.ceil(fraction * n) for n in per_layer(made, old)])
@@ -99,7 +99,7 @@ class TestMove:
         assert int(grown.sum()) > 0
         candidates = ~stay
         assert float(grads[2][candidates & mask].abs().max()) == float(grads[2][candidates].abs().max())
-        assert torch.equal(sent, made.view.gather(made.bench.raw.data))
+        assert torch.equal(sent, made.view.gather(made.runtime.raw.data))
 
     def test_b8_grown_weights_are_worth_something_when_they_are_sent(self):
         _, held, grads, sent, mask = self.watched()
@@ -148,7 +148,7 @@ class TestServer:
         each = layer_top_k_mask(made.view, values.flip(0) * union, [n // 2 for n in made.state.ones])
         for number in exchange.uploads:
             mask = each if number < 2 else union & ~each
-            exchange.uploads[number] = made.state.up.encode(model, support=Masked(mask))
+            exchange.uploads[number] = made.state.up.encode(model, support=MaskedSupport(mask))
         made.finish(exchange)
         return made, values.where(union, 0)
 
@@ -171,7 +171,10 @@ class TestServer:
             if round_:
                 models[number], masks[number] = made.state.up.decode_mask(payload)
             else:
-                models[number], masks[number] = made.state.up.decode(payload, Known(made.state.mask)), made.state.mask
+                models[number], masks[number] = (
+                    made.state.up.decode(payload, KnownSupport(made.state.mask)),
+                    made.state.mask,
+                )
         made.finish(exchange)
         mean = weighted_mean(models, SHARES)
         values = made.prunable(mean)

@@ -108,7 +108,7 @@ def normed(shape, classes):
 @pytest.mark.parametrize("name", ALL)
 def test_buffers_are_averaged_not_stepped(federation, name):
     plain, adaptive = (federation(spec, model=normed) for spec in ("fedavg", name))
-    d = plain.bench.vector.d
+    d = plain.runtime.vector.d
     one, other = plain.run(1), adaptive.run(1)
     assert torch.equal(one[d:], other[d:])
     assert (name == "fedavgm") == torch.allclose(one[:d], other[:d], atol=1e-6)  # whose first step is FedAvg's

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from sparsync.errors import PayloadError
-from sparsync.federated.messages import Packing, pack_mask, pack_numbers, unpack_mask, unpack_numbers
+from sparsync.federated.messages import ModelPacking, pack_mask, pack_numbers, unpack_mask, unpack_numbers
 from sparsync.sparsity import ParamView
-from sparsync.wire import Known, Masked, NonZero, kinds_of, parse_chain, values_of
+from sparsync.wire import KnownSupport, MaskedSupport, NonZeroSupport, kinds_of, parse_chain, values_of
 from sparsync.workers import Arena, ModelVector
 
 
@@ -39,7 +39,7 @@ def some(vector: ModelVector) -> torch.Tensor:
 
 
 def test_a_model_goes_round(vector):
-    packing, x = Packing(vector), some(vector)
+    packing, x = ModelPacking(vector), some(vector)
     assert (vector.d, vector.b, packing.numel, packing.rest) == (47, 8, 47, 8)
     payload = packing.encode(x)
     assert torch.equal(packing.decode(payload), x)
@@ -49,16 +49,16 @@ def test_a_model_goes_round(vector):
 
 
 def test_only_parameters_pass_the_chain(vector):
-    packing, x = Packing(vector, parse_chain("q8")), some(vector)
+    packing, x = ModelPacking(vector, parse_chain("q8")), some(vector)
     decoded = packing.decode(packing.encode(x))
     assert torch.equal(decoded[47:], x[47:])
     assert float((decoded[:47] - x[:47]).abs().max()) <= float(x[:47].abs().max()) / 127 / 2 * 1.001
     assert not packing.lossless
-    assert Packing(vector).lossless
+    assert ModelPacking(vector).lossless
 
 
 def test_only_the_entries_of_a_view_pass_the_chain(vector, view):
-    packing, x = Packing(vector, parse_chain("q4"), view=view), some(vector)
+    packing, x = ModelPacking(vector, parse_chain("q4"), view=view), some(vector)
     assert (packing.numel, packing.rest) == (32, 23)
     decoded = packing.decode(packing.encode(x))
     through = torch.zeros(vector.numel, dtype=torch.bool)
@@ -71,7 +71,7 @@ def test_only_the_entries_of_a_view_pass_the_chain(vector, view):
 
 
 def test_what_else_is_sent_comes_behind(vector):
-    packing, x = Packing(vector), some(vector)
+    packing, x = ModelPacking(vector), some(vector)
     payload = packing.encode(x, extra={"state": torch.arange(5.0), "control": torch.tensor([7.0])})
     assert packing.decode(payload, extra=[5, 1]).tolist() == [*x.tolist(), 0, 1, 2, 3, 4, 7]
     assert values_of(payload) == {"model": 4 * 55, "state": 20, "control": 4}
@@ -79,18 +79,20 @@ def test_what_else_is_sent_comes_behind(vector):
 
 @pytest.mark.parametrize("support", ["known", "told"])
 def test_a_support_comes_before_the_chain(vector, view, support):
-    packing, x = Packing(vector, view=view), some(vector)
+    packing, x = ModelPacking(vector, view=view), some(vector)
     mask = torch.arange(32) % 3 == 0
-    payload = packing.encode(x, support=Known(mask) if support == "known" else Masked(mask))
+    payload = packing.encode(x, support=KnownSupport(mask) if support == "known" else MaskedSupport(mask))
     expected = x.clone()
     view.scatter_(expected[:47], view.gather(x[:47]).where(mask, 0))
-    assert torch.equal(packing.decode(payload, Known(mask) if support == "known" else NonZero()), expected)
+    assert torch.equal(
+        packing.decode(payload, KnownSupport(mask) if support == "known" else NonZeroSupport()), expected
+    )
     assert ("mask" in kinds_of(payload)) == (support == "told")
 
 
 def test_a_mask_is_told_even_where_its_values_are_zero(vector, view):
-    packing, mask = Packing(vector, view=view), torch.arange(32) % 3 == 0
-    decoded, told = packing.decode_mask(packing.encode(torch.zeros(vector.numel), support=Masked(mask)))
+    packing, mask = ModelPacking(vector, view=view), torch.arange(32) % 3 == 0
+    decoded, told = packing.decode_mask(packing.encode(torch.zeros(vector.numel), support=MaskedSupport(mask)))
     assert torch.equal(told, mask)
     assert not decoded.any()
     assert torch.equal(unpack_mask(pack_mask(mask), 32), mask)
@@ -98,7 +100,7 @@ def test_a_mask_is_told_even_where_its_values_are_zero(vector, view):
 
 
 def test_feedback_is_kept_where_the_sender_says(vector):
-    packing, memory = Packing(vector, parse_chain("ef(topk(0.1))")), {}
+    packing, memory = ModelPacking(vector, parse_chain("ef(topk(0.1))")), {}
     x = some(vector)
     first = packing.decode(packing.encode(x, memory=memory))
     assert torch.allclose(first[:47] + memory["feedback"], x[:47])
@@ -126,7 +128,7 @@ HOSTILE = {
     "random": lambda packing, x: np.random.default_rng(0).bytes(300),
     "too short a vector": lambda packing, x: pack_numbers(x[:-1], "model"),
     "too long a vector": lambda packing, x: pack_numbers(torch.cat((x, x)), "model"),
-    "another chain": lambda packing, x: Packing(packing.vector, parse_chain("bf16")).encode(x),
+    "another chain": lambda packing, x: ModelPacking(packing.vector, parse_chain("bf16")).encode(x),
     "a section too many": lambda packing, x: packing.encode(x, extra={"state": torch.zeros(1)}),
     "declares terabytes": lambda packing, x: packing.encode(x)[:8] + (2**42).to_bytes(8, "little"),
 }
@@ -134,11 +136,11 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_whatever_else_arrives_is_refused(vector, view, name):
-    bad = HOSTILE[name](Packing(vector), some(vector))
+    bad = HOSTILE[name](ModelPacking(vector), some(vector))
     for refused in (
-        lambda: Packing(vector).decode(bad),
-        lambda: Packing(vector, parse_chain("topk(0.1)+q8"), view=view).decode(bad),
-        lambda: Packing(vector, view=view).decode_mask(bad),
+        lambda: ModelPacking(vector).decode(bad),
+        lambda: ModelPacking(vector, parse_chain("topk(0.1)+q8"), view=view).decode(bad),
+        lambda: ModelPacking(vector, view=view).decode_mask(bad),
         lambda: unpack_numbers(bad, 7),
         lambda: unpack_mask(bad, 32),
     ):
@@ -148,8 +150,8 @@ def test_whatever_else_arrives_is_refused(vector, view, name):
 
 def test_a_mask_alone_is_no_model_and_a_model_no_mask(vector, view):
     with pytest.raises(PayloadError):
-        Packing(vector, view=view).decode_mask(pack_mask(torch.ones(32, dtype=torch.bool)))
+        ModelPacking(vector, view=view).decode_mask(pack_mask(torch.ones(32, dtype=torch.bool)))
     with pytest.raises(PayloadError):
-        unpack_mask(Packing(vector).encode(some(vector)), 32)
+        unpack_mask(ModelPacking(vector).encode(some(vector)), 32)
     with pytest.raises(PayloadError):
         unpack_mask(pack_mask(torch.arange(33) == 32), 32)

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from sparsync.engines import Action
+from sparsync.engines import PaceAction
 from sparsync.engines.checkpoint import load_tree, save_tree
 from sparsync.engines.evaluation import evaluate
 from sparsync.errors import SparsyncError
 from sparsync.federated import FedAvg, FedAvgM
-from sparsync.federated.messages import Packing, pack_numbers
+from sparsync.federated.messages import ModelPacking, pack_numbers
 from sparsync.system import Profile
 from sparsync.task import Task, from_arrays
 from sparsync.wire import parse_chain
-from sparsync.workers import Alone, Client
+from sparsync.workers import Client, SingleProcess
 
 STRATEGIES = [
     "fedavg",
@@ -41,7 +41,7 @@ def kinds(made, kind):
 
 def test_every_byte_of_those_selected_and_of_nobody_else(federation):
     made = federation(FedAvg(uplink="q8"), cohort=2)
-    d, selected = made.bench.vector.d, made.server.sample(made.server.generator("select", 0, 0))
+    d, selected = made.runtime.vector.d, made.server.sample(made.server.generator("select", 0, 0))
     made.run(1)
     down, up = 20 + 1 + 8 + 4 * d, 20 + 1 + 8 + 4 + d
     ledger = made.loop.ledger
@@ -61,7 +61,7 @@ def test_the_clock_waits_for_the_slowest_of_a_cohort(federation):
     """2 ways of 1 s, 7 steps of 10 s at the client with most samples, and its bytes at 100 a second."""
     made = federation(FedAvg(), sizes=[10, 61, 30], profile=Profile(step_seconds=10, latency=1, bandwidth=100))
     made.run(2)
-    message = 20 + 1 + 8 + 4 * made.bench.vector.d
+    message = 20 + 1 + 8 + 4 * made.runtime.vector.d
     assert made.loop.clock.now == pytest.approx(2 * (2 + 70 + 2 * message / 100))
     line = kinds(made, "evaluation")[-1]
     assert line["seconds"] == made.loop.clock.now
@@ -132,13 +132,13 @@ def test_accuracy_of_clients_by_an_explicit_computation(federation, blobs):
     sizes = [5] * 12 + [60, 60]
     made = federation(FedAvg(), task=task, sizes=sizes, client_accuracy=True)
     made.run(1)
-    made.bench.vector.write(made.state.model())
-    module = made.bench.module.eval()
+    made.runtime.vector.write(made.state.model())
+    module = made.runtime.module.eval()
     inputs, wanted = task.dataset.test.batch(torch.arange(60))
     with torch.no_grad():
         right = (module(inputs).argmax(1) == wanted).numpy()
     mine = []
-    for part in made.bench.parts:
+    for part in made.runtime.parts:
         own = [right[wanted.numpy() == label].mean() for label in labels[part]]
         mine.append(np.mean(own))
     line = kinds(made, "evaluation")[-1]
@@ -158,16 +158,16 @@ def test_classes_that_are_never_tested_count_for_nobody(federation):
 def test_an_evaluation_counts_by_class_and_is_the_same_in_shares(federation, together):
     made = federation(FedAvg(), optimizer="sgd:lr=0.5")
     made.run(2)
-    made.bench.vector.write(made.state.model())
-    by_class, loss = evaluate(made.task, made.bench.module, Alone())
-    correct, total = made.task.evaluate(made.bench.module, 0, 60)
+    made.runtime.vector.write(made.state.model())
+    by_class, loss = evaluate(made.task, made.runtime.module, SingleProcess())
+    correct, total = made.task.evaluate(made.runtime.module, 0, 60)
     assert by_class.tolist() == [[count, 20] for count in correct.tolist()]
     assert loss == pytest.approx(total / 60)
 
     def job(group):
         own = federation(FedAvg())
-        own.bench.vector.write(made.state.model())
-        return evaluate(own.task, own.bench.module, group)
+        own.runtime.vector.write(made.state.model())
+        return evaluate(own.task, own.runtime.module, group)
 
     for shared, shared_loss in together(3, job):
         assert shared.tolist() == by_class.tolist()
@@ -176,8 +176,8 @@ def test_an_evaluation_counts_by_class_and_is_the_same_in_shares(federation, tog
 
 def test_a_loss_that_is_not_finite_is_none_not_a_word_that_json_lacks(federation):
     made = federation(FedAvg())
-    made.bench.vector.write(torch.full((made.bench.vector.numel,), math.nan))
-    assert evaluate(made.task, made.bench.module, Alone())[1] is None
+    made.runtime.vector.write(torch.full((made.runtime.vector.numel,), math.nan))
+    assert evaluate(made.task, made.runtime.module, SingleProcess())[1] is None
 
 
 # Faults -------------------------------------------------------------------------------------------------------------
@@ -253,12 +253,12 @@ def test_what_a_refused_upload_was_to_make_up_for_is_not_forgotten(pulls):
     """The memory of error feedback is as before the round: the server never had what was taken from it."""
     made = pulls(FedAvg(uplink="ef(topk(0.5))"), [[(4, 2)], [(4, 2)]])
     made.run(1)
-    before = made.bench.memories[1]["feedback"].clone()
+    before = made.runtime.memories[1]["feedback"].clone()
     assert before.tolist() == [0, 1]
     meddle(made, lambda client: (client.number, client.round) == (1, 1), lambda payload: payload[:-1])
     made.run(1)
-    assert torch.equal(made.bench.memories[1]["feedback"], before)
-    assert not torch.equal(made.bench.memories[0]["feedback"], before)
+    assert torch.equal(made.runtime.memories[1]["feedback"], before)
+    assert not torch.equal(made.runtime.memories[0]["feedback"], before)
 
 
 def test_with_too_few_valid_uploads_another_cohort_is_tried(federation):
@@ -288,7 +288,7 @@ def test_a_failed_attempt_leaves_server_and_clients_as_they_were(federation):
     meddle(made, lambda client: client.number == first[1], lambda payload: payload[:-1])
     plain.loop.rounds.attempt = 1
     assert torch.equal(made.run(1), plain.run(1))
-    assert made.bench.memories.keys() == set(lucky)
+    assert made.runtime.memories.keys() == set(lucky)
 
 
 def test_after_three_cohorts_the_run_stops_saved_and_goes_on_when_clients_are_mended(federation):
@@ -363,7 +363,7 @@ def test_interrupted_after_any_exchange_and_resumed(federation, tmp_path, spec):
 
         def pace(steps, left=left):
             left[0] -= 1
-            return Action.STOP if left[0] == 0 else Action.GO_ON
+            return PaceAction.STOP if left[0] == 0 else PaceAction.GO_ON
 
         if first.loop.run(pace, lambda loop=first.loop: save_tree(loop.state_dict(), tmp_path / "state")):
             break
@@ -413,12 +413,12 @@ def test_several_processes_do_what_one_does(federation, together, spec, size):
             assert np.array_equal(made.loop.ledger.sent[kind], counts)
         assert made.loop.clock.now == pytest.approx(alone.loop.clock.now)
         assert [line["kind"] for line in made.lines] == [line["kind"] for line in alone.lines]
-    remembered = [set(made.bench.memories) for made in hosts]
-    assert sum(map(len, remembered)) == len(set().union(*remembered)) == len(alone.bench.memories)
-    for number, memory in alone.bench.memories.items():
-        (home,) = [made for made in hosts if number in made.bench.memories]
+    remembered = [set(made.runtime.memories) for made in hosts]
+    assert sum(map(len, remembered)) == len(set().union(*remembered)) == len(alone.runtime.memories)
+    for number, memory in alone.runtime.memories.items():
+        (home,) = [made for made in hosts if number in made.runtime.memories]
         for name, value in memory.items():
-            assert torch.allclose(home.bench.memories[number][name], value, atol=1e-2 if "uplink" in spec else 1e-3)
+            assert torch.allclose(home.runtime.memories[number][name], value, atol=1e-2 if "uplink" in spec else 1e-3)
 
 
 def test_faults_and_retries_are_the_same_in_all_processes(federation, together):
@@ -443,13 +443,13 @@ def test_several_processes_resume_each_with_what_its_clients_remember(federation
 
         def pace(steps):
             calls.append(steps)
-            return Action.STOP if len(calls) == 4 else Action.GO_ON
+            return PaceAction.STOP if len(calls) == 4 else PaceAction.GO_ON
 
         path = tmp_path / str(group.rank)
         first.loop.run(pace, lambda: save_tree(first.loop.state_dict(), path))
         second = federation(spec, cohort=4, group=group)
         second.loop.load_state_dict(load_tree(path))
-        assert second.bench.memories
+        assert second.runtime.memories
         second.run(6 - second.loop.rounds.round)
         return second
 
@@ -494,8 +494,8 @@ def test_a_cohort_of_a_thousand_out_of_a_hundred_thousand_clients(federation):
     )
     made.run(2)
     assert averaged == [True, True]  # uploads come one by one, as clients are done
-    assert made.bench.arena.params.shape == (1, 650)
-    assert made.bench.memories == {}
+    assert made.runtime.arena.params.shape == (1, 650)
+    assert made.runtime.memories == {}
     trained = np.flatnonzero(made.loop.ledger.received["model"])
     assert 1000 < len(trained) <= 2000
     assert made.loop.progress.step == 2
@@ -523,7 +523,7 @@ def test_uploads_are_made_one_by_one_as_the_server_asks(federation):
 
 def test_a_wrong_codec_on_the_client_is_a_refusal_not_a_crash(federation):
     made = federation(FedAvg(uplink="q8"))
-    other = Packing(made.bench.vector, parse_chain("q4"))
+    other = ModelPacking(made.runtime.vector, parse_chain("q4"))
     meddle(made, lambda client: client.number == 0, lambda payload: other.encode(made.server.initial))
     made.run(1)
     (line,) = kinds(made, "rejection")

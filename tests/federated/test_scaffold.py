@@ -14,8 +14,8 @@ TWO = [[(4, 0)], [(-2, 0)]]  # minima of two clients; that of their mean is at 1
 
 
 def controls(made, clients):
-    nothing = {"control": torch.zeros(made.bench.vector.d)}
-    return torch.stack([made.bench.memories.get(client, nothing)["control"] for client in range(clients)])
+    nothing = {"control": torch.zeros(made.runtime.vector.d)}
+    return torch.stack([made.runtime.memories.get(client, nothing)["control"] for client in range(clients)])
 
 
 def test_two_rounds_by_hand(pulls):
@@ -66,7 +66,7 @@ def test_buffers_are_averaged_and_have_no_variate(federation):
         return nn.Sequential(nn.Linear(*shape, 4), nn.BatchNorm1d(4), nn.Linear(4, classes))
 
     scaffold, plain = (federation(strategy, model=normed) for strategy in (Scaffold(lr=0.5), FedAvg()))
-    d = plain.bench.vector.d
+    d = plain.runtime.vector.d
     assert torch.equal(scaffold.run(1)[d:], plain.run(1)[d:])
     assert scaffold.state.control.shape == (d,)
 
@@ -75,7 +75,7 @@ def test_twice_the_bytes_of_fedavg(federation):
     scaffold, plain = federation(Scaffold()), federation(FedAvg())
     scaffold.run(1)
     plain.run(1)
-    d = plain.bench.vector.d
+    d = plain.runtime.vector.d
     assert plain.loop.ledger.paper == {"model": 6 * 2 * 4 * d}
     assert scaffold.loop.ledger.paper == {"model": 6 * 2 * 4 * d, "state": 6 * 2 * 4 * d}
 

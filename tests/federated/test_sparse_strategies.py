@@ -7,7 +7,7 @@ import pytest
 import torch
 from sparse_federation import Small, equal_bits
 
-from sparsync.engines import Action, Budget, RoundLoop
+from sparsync.engines import Budget, PaceAction, RoundLoop
 from sparsync.engines.checkpoint import load_tree, save_tree
 from sparsync.strategies import STRATEGIES
 from sparsync.system import Profile
@@ -67,8 +67,8 @@ def test_it_learns_and_all_bytes_are_booked(spec):
     made.state.downlink = lambda round_: seen(downlink(round_), 1 if spec in FIRST_MASK and not sent else 3)
     made.state.local_update = lambda client, payload: seen(update(client, payload))
     lines = []
-    loop = RoundLoop(made.server, made.bench, made.state, made.task, Budget(6, 6), Profile(), lines.append)
-    loop.run(lambda steps: Action.GO_ON, lambda: None)
+    loop = RoundLoop(made.server, made.runtime, made.state, made.task, Budget(6, 6), Profile(), lines.append)
+    loop.run(lambda steps: PaceAction.GO_ON, lambda: None)
     assert loop.ledger.total == sum(sent)
     assert loop.ledger.paper_total == sum(values) < sum(sent)
     rounds = [line for line in lines if line["kind"] == "round"]
@@ -125,8 +125,8 @@ def test_processes_that_share_the_clients_do_what_one_does(spec, together):
     def run(one, group=None):
         one.server.group = group or one.server.group
         lines = []
-        loop = RoundLoop(one.server, one.bench, one.state, one.task, Budget(4, 4), Profile(), lines.append)
-        loop.run(lambda steps: Action.GO_ON, lambda: None)
+        loop = RoundLoop(one.server, one.runtime, one.state, one.task, Budget(4, 4), Profile(), lines.append)
+        loop.run(lambda steps: PaceAction.GO_ON, lambda: None)
         return one.state.model(), loop.ledger.moved, lines
 
     alone, moved, history = run(made[2])

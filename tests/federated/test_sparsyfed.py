@@ -16,7 +16,7 @@ from sparsync.federated import SparsyFed, TopK
 from sparsync.federated.top_k import TopKState
 from sparsync.sparsity import ActivationPruning, power, prunable_names, reparametrize
 from sparsync.strategies import STRATEGIES
-from sparsync.wire import Masked
+from sparsync.wire import MaskedSupport
 from sparsync.wire.positions import sizes
 
 M = 540
@@ -113,8 +113,8 @@ def test_p6_activations_are_pruned_from_the_second_round_on_and_only_while_train
     assert first[0].uploads == first[1].uploads  # dense weights: not one bit differs
     assert on.state.model().equal(off.state.model())
     for made in (on, off):
-        made.bench.vector.write(made.state.model())
-    evaluated = [made.task.evaluate(made.bench.module, 0, 20) for made in (on, off)]
+        made.runtime.vector.write(made.state.model())
+    evaluated = [made.task.evaluate(made.runtime.module, 0, 20) for made in (on, off)]
     assert evaluated[0][1] == evaluated[1][1]
     second = on.exchange(1), off.exchange(1)
     assert second[0].uploads[0] != second[1].uploads[0]
@@ -243,7 +243,7 @@ def test_p12_bytes_of_the_paper_s_resnet():
     assert round(100 * (1 - (k + vector.d - m) / vector.d), 3) == 94.918
     mask = torch.zeros(m, dtype=torch.bool)
     mask[torch.from_numpy(np.random.default_rng(0).choice(m, k, replace=False))] = True
-    upload = lengths(made.state.up.encode(made.server.initial, support=Masked(mask)))
+    upload = lengths(made.state.up.encode(made.server.initial, support=MaskedSupport(mask)))
     assert (upload["model"], upload["rest"]) == (2_232_872, 76_840)
     bitmap = sizes(mask.nonzero().squeeze(1).numpy(), m)["bitmap"] - 1
     assert bitmap == 1_395_544

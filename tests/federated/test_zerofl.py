@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsync.errors import UsageError
 from sparsync.federated import ZeroFL
-from sparsync.federated.zerofl import Swat
+from sparsync.federated.zerofl import SwatTransform
 from sparsync.sparsity import ParamView, layer_top_k_mask
 from sparsync.strategies import STRATEGIES
 from sparsync.workers.layout import Layout
@@ -22,7 +22,7 @@ KEPT = (36, 44, 58)  # at sparsity 0.8; the first layer is left as it is
 def computed(made: Small, number: int = 0, round_: int = 0) -> tuple[list[Tensor], list[Tensor]]:
     """Weights that a client's forward passes compute with, and what it holds before each; prunable entries (M,)."""
     effective, held = [], []
-    learner = made.bench.learner
+    learner = made.runtime.learner
     backward = learner.backward
 
     def watched(parameters, *args):
@@ -103,15 +103,15 @@ def test_b6_evaluation_drops_nothing():
     assert equal_bits(made.state.model(), made.state.weights)
     inputs, _ = made.task.dataset.test.batch(torch.arange(20))
     plain = made.task.module(0)
-    named = {name: slot for slot in made.bench.arena.layout.slots for name in slot.names}
+    named = {name: slot for slot in made.runtime.arena.layout.slots for name in slot.names}
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
             slot = named[name]
             parameter.copy_(made.state.weights[slot.start : slot.stop].view(slot.shape))
-        made.bench.vector.write(made.state.model())
-        for buffer, own in zip(plain.buffers(), made.bench.module.buffers(), strict=True):
+        made.runtime.vector.write(made.state.model())
+        for buffer, own in zip(plain.buffers(), made.runtime.module.buffers(), strict=True):
             buffer.copy_(own)
-        assert torch.equal(made.bench.module.eval()(inputs), plain.eval()(inputs))
+        assert torch.equal(made.runtime.module.eval()(inputs), plain.eval()(inputs))
     assert int(made.prunable(made.state.weights).count_nonzero()) > sum(KEPT)
 
 
@@ -142,7 +142,7 @@ def test_the_first_layer_and_shortcuts_are_ordinary_layers():
 @pytest.mark.parametrize(("sparsity", "kept"), [(0.95, 5), (0.9, 10), (0.949, 6), (0.0, 100), (0.999, 1)])
 def test_what_a_layer_keeps_is_rounded_up_but_not_by_rounding_errors(sparsity, kept):
     layers = Layout.of_parameters(nn.Linear(10, 10))
-    assert Swat(ParamView(layers.slots, ["weight"]), sparsity).keep == [kept]
+    assert SwatTransform(ParamView(layers.slots, ["weight"]), sparsity).keep == [kept]
 
 
 @pytest.mark.parametrize(

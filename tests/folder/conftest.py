@@ -10,7 +10,7 @@ import pytest
 from small_runs import small
 
 from sparsync import comparison, run
-from sparsync.engines import Action
+from sparsync.engines import PaceAction
 from sparsync.errors import Interrupted
 
 
@@ -20,9 +20,9 @@ class Stopping:
     def __init__(self, *_: Any) -> None:
         self.calls = 0
 
-    def __call__(self, steps: int) -> Action:
+    def __call__(self, steps: int) -> PaceAction:
         self.calls += 1
-        return Action.STOP if self.calls == 2 else Action.GO_ON
+        return PaceAction.STOP if self.calls == 2 else PaceAction.GO_ON
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from sparsync.errors import DataError, SparsyncError
 from sparsync.experiment import build
 from sparsync.records import Records
 from sparsync.storage import PARTIAL, file_name
-from sparsync.workers import Alone
+from sparsync.workers import SingleProcess
 
 FAMILIES = {
     "peers": ["fda:threshold=0.1"],
@@ -284,7 +284,7 @@ def test_what_refers_to_a_file_is_written_after_it(
 
 def test_a_changed_line_of_history_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    group = Alone()
+    group = SingleProcess()
     experiment = build({"steps": 2, "workers": 2, "processes": 1, "strategies": ["synchronous"]})
     folder.mkdir()
     records = Records(folder, experiment, group)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.errors import UsageError
-from sparsync.hetero import Plan, ideal_throughput, make_plan
+from sparsync.hetero import HyperperiodPlan, ideal_throughput, make_plan
 
 times = st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=12)
 RULES = ["coarse", "fine"]
@@ -56,23 +56,25 @@ def test_planned_work_is_within_rounding_of_what_a_device_can_do(rule, seconds):
 
 
 def test_the_fine_rule_plans_what_the_coarse_one_cannot():
-    assert make_plan([2, 3]) == Plan(3.0, (2, 1))  # 3 / 2 is rounded to even, 2
-    assert make_plan([2, 3], rule="fine") == Plan(6.0, (3, 2))
-    assert make_plan([2, 2.4], rule="fine") == Plan(4.8, (2, 2))  # ticks of 0.5: 4 and 5, which meet only at 10 s
-    assert make_plan([1, 1.12], rule="fine") == Plan(1.0, (1, 1))  # both 4 ticks
-    assert make_plan([1, 1.15], rule="fine") == Plan(2.3, (2, 2))  # 4 and 5 ticks
+    assert make_plan([2, 3]) == HyperperiodPlan(3.0, (2, 1))  # 3 / 2 is rounded to even, 2
+    assert make_plan([2, 3], rule="fine") == HyperperiodPlan(6.0, (3, 2))
+    assert make_plan([2, 2.4], rule="fine") == HyperperiodPlan(
+        4.8, (2, 2)
+    )  # ticks of 0.5: 4 and 5, which meet only at 10 s
+    assert make_plan([1, 1.12], rule="fine") == HyperperiodPlan(1.0, (1, 1))  # both 4 ticks
+    assert make_plan([1, 1.15], rule="fine") == HyperperiodPlan(2.3, (2, 2))  # 4 and 5 ticks
 
 
 def test_the_multiple_of_measured_times_does_not_explode():
     seconds = [10.13, 20.09, 20.31, 40.07]
     assert math.lcm(1013, 2009, 2031, 4007) / 100 == pytest.approx(1.7e11, rel=0.05)
-    assert make_plan(seconds) == Plan(40.07, (4, 2, 2, 1))
-    assert make_plan(seconds, rule="fine") == Plan(4 * 10.13, (4, 2, 2, 1))
+    assert make_plan(seconds) == HyperperiodPlan(40.07, (4, 2, 2, 1))
+    assert make_plan(seconds, rule="fine") == HyperperiodPlan(4 * 10.13, (4, 2, 2, 1))
 
 
 def test_a_cap_bounds_the_fast_and_leaves_the_hyperperiod():
-    assert make_plan([1, 2, 7]) == Plan(7.0, (7, 4, 1))  # 3.5 is rounded to even
-    assert make_plan([1, 2, 7], max_units=3) == Plan(7.0, (3, 3, 1))
+    assert make_plan([1, 2, 7]) == HyperperiodPlan(7.0, (7, 4, 1))  # 3.5 is rounded to even
+    assert make_plan([1, 2, 7], max_units=3) == HyperperiodPlan(7.0, (3, 3, 1))
     assert make_plan([1, 2, 7], max_units=7) == make_plan([1, 2, 7])
 
 
@@ -101,7 +103,7 @@ def test_mistakes(rule, seconds, options, message):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_least_times_there_are(rule):
-    assert make_plan([5e-324, 1e-323], rule=rule) == Plan(1e-323, (2, 1))
+    assert make_plan([5e-324, 1e-323], rule=rule) == HyperperiodPlan(1e-323, (2, 1))
 
 
 def test_throughput_without_communication():

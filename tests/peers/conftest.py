@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparsync.engines.checkpoint import load_tree, save_tree
 from sparsync.engines.loop import Budget, PeerLoop
-from sparsync.engines.pace import Action
+from sparsync.engines.pace import PaceAction
 from sparsync.peers import PeerState
 from sparsync.task import Dataset, Task
 from sparsync.workers import Arena, Fleet, LocalTraining
@@ -123,7 +123,7 @@ def stop_after_every_exchange(
 
         whole: list[dict[str, Any]] = []
         straight = assemble(whole)
-        assert straight.run(lambda steps: Action.GO_ON, lambda: None)
+        assert straight.run(lambda steps: PaceAction.GO_ON, lambda: None)
 
         def save() -> None:
             save_tree(loop.state_dict(), path)
@@ -131,7 +131,7 @@ def stop_after_every_exchange(
         lines: list[dict[str, Any]] = []
         path, stops = tmp_path / "saved.safetensors", 0
         loop = assemble(lines)
-        while not loop.run(lambda steps: Action.STOP, save):
+        while not loop.run(lambda steps: PaceAction.STOP, save):
             stops += 1
             loop = assemble(lines)
             loop.load_state_dict(load_tree(path))

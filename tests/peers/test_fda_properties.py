@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from processes import GIVEN_UP
 from sparsync.engines.checkpoint import load_tree, save_tree
 from sparsync.engines.loop import Budget, PeerLoop
-from sparsync.engines.pace import Action
+from sparsync.engines.pace import PaceAction
 from sparsync.errors import DivergedError, UsageError
 from sparsync.peers import FDA, LocalSGD, Synchronous
 from sparsync.peers.monitors import (
-    Exact,
-    Linear,
+    ExactMonitor,
+    LinearMonitor,
     Monitor,
-    Naive,
+    NaiveMonitor,
     SketchMonitor,
     StateMonitor,
     default_epsilon,
@@ -41,7 +41,7 @@ from sparsync.sketch import Sketch, _Blocks, _Matrix
 from sparsync.strategies import STRATEGIES
 from sparsync.task import Dataset, load_dataset
 from sparsync.wire import Ring, Star
-from sparsync.workers import Alone, Fleet
+from sparsync.workers import Fleet, SingleProcess
 from tolerance import Nudge, assert_alike, distance, rounding
 
 MONITORS = ("naive", "linear", "sketch", "exact")
@@ -83,7 +83,7 @@ def test_identity_by_hand_on_two_workers_and_three_parameters(make_fleet: MakeFl
             assert drive(fleet, state, [moves]) == syncs
             assert fleet.journal[0]["estimate"] == h
             assert fleet.params.tolist() == ([[3, 0, 4], [3, 0, 4]] if syncs else moves.tolist())
-    linear = Linear(torch.tensor([0.8, 0.6, 0.0]))  # <xi, ubar> = 2.4
+    linear = LinearMonitor(torch.tensor([0.8, 0.6, 0.0]))  # <xi, ubar> = 2.4
     assert estimate(linear, moves) == pytest.approx(50 - 2.4**2, rel=1e-6)
 
 
@@ -107,7 +107,7 @@ def test_property_01_variance_is_s1_minus_squared_mean_drift(k: int, make_fleet:
     fleet = make_fleet(k, 50, torch.float64, samples=range(1, k + 1))
     fleet.params.copy_(w0 + u)
     for flag, weights in ((False, None), (True, p)):
-        h = Exact(50).variance(fleet, w0, weighted=flag)
+        h = ExactMonitor(50).variance(fleet, w0, weighted=flag)
         assert h == pytest.approx(variance(w0 + u, weights), rel=1e-6, abs=most)
         mean = fleet.mean(fleet.params, None, weighted=flag)
         assert distance_to(mean, fleet, weighted=flag) == pytest.approx(h, rel=1e-6, abs=most)
@@ -117,19 +117,19 @@ def test_property_01_variance_is_s1_minus_squared_mean_drift(k: int, make_fleet:
 def test_property_02_naive_linear_variance_are_ordered_for_any_direction(seed: int) -> None:
     u = normal(5, 40, seed=seed) + 3 * normal(40, seed=seed + 100)
     xi = normal(40, seed=seed + 200)
-    naive, linear = estimate(Naive(), u), estimate(Linear(xi / xi.norm()), u)
+    naive, linear = estimate(NaiveMonitor(), u), estimate(LinearMonitor(xi / xi.norm()), u)
     assert naive >= linear >= variance(u) - rounding(u.numel(), naive)
     assert naive > linear  # this direction says something, if little
 
 
 def test_property_02_limits_of_linear() -> None:
     u = normal(5, 40) + 3 * normal(40, seed=1)
-    mean, most = u.mean(0), rounding(u.numel(), estimate(Naive(), u))
-    assert estimate(Linear(mean / mean.norm()), u) == pytest.approx(variance(u), abs=most)
-    assert estimate(Linear(-mean / mean.norm()), u) == pytest.approx(variance(u), abs=most)
+    mean, most = u.mean(0), rounding(u.numel(), estimate(NaiveMonitor(), u))
+    assert estimate(LinearMonitor(mean / mean.norm()), u) == pytest.approx(variance(u), abs=most)
+    assert estimate(LinearMonitor(-mean / mean.norm()), u) == pytest.approx(variance(u), abs=most)
     across = normal(40, seed=2)
     across -= mean * (across @ mean) / (mean @ mean)
-    assert estimate(Linear(across / across.norm()), u) == pytest.approx(estimate(Naive(), u), abs=most)
+    assert estimate(LinearMonitor(across / across.norm()), u) == pytest.approx(estimate(NaiveMonitor(), u), abs=most)
 
 
 @pytest.mark.parametrize("layout", ["block", "count"])
@@ -372,9 +372,9 @@ def recording(digits: Dataset, make_run: MakeRun, train: Train) -> SimpleNamespa
 def test_property_02_and_11_monitors_on_one_recorded_trajectory(recording: SimpleNamespace) -> None:
     """Naive >= linear >= exact >= 0 at every step; the first triggers come in that order, and later for more Theta."""
     fleet, d = recording.fleet, recording.fleet.d
-    linear = Linear(unit_vector(fleet))
+    linear = LinearMonitor(unit_vector(fleet))
     linear.synced(recording.anchor, recording.before)
-    monitors: dict[str, Monitor] = {"naive": Naive(), "linear": linear, "exact": Exact(d)}
+    monitors: dict[str, Monitor] = {"naive": NaiveMonitor(), "linear": linear, "exact": ExactMonitor(d)}
     series: dict[str, list[float]] = {name: [] for name in monitors}
     for params in recording.params:
         fleet.params.copy_(params)
@@ -418,7 +418,7 @@ def test_property_12_direction_of_linear(make_run: MakeRun, train: Train) -> Non
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e15])
 def test_property_12_direction_is_a_unit_vector_at_any_scale(scale: float) -> None:
-    linear = Linear(torch.tensor([1.0, 0.0, 0.0]))
+    linear = LinearMonitor(torch.tensor([1.0, 0.0, 0.0]))
     linear.synced(torch.tensor([3.0, 0.0, 4.0]) * scale, torch.zeros(3))
     assert torch.allclose(linear.xi.float(), torch.tensor([0.6, 0.0, 0.8]), atol=1e-6)
 
@@ -624,21 +624,21 @@ def test_property_19_saved_and_restored_mid_round(
 
     whole: list[dict[str, Any]] = []
     straight = assemble(whole)
-    assert straight.run(lambda steps: Action.GO_ON, lambda: None)
+    assert straight.run(lambda steps: PaceAction.GO_ON, lambda: None)
     assert straight.fleet.syncs >= 2
 
     lines: list[dict[str, Any]] = []
     first = assemble(lines)
     path = tmp_path / "saved.safetensors"
 
-    def pace(steps: int) -> Action:
-        return Action.STOP if first.progress.step >= stop_at else Action.GO_ON
+    def pace(steps: int) -> PaceAction:
+        return PaceAction.STOP if first.progress.step >= stop_at else PaceAction.GO_ON
 
     assert not first.run(pace, lambda: save_tree(first.state_dict(), path))
     assert stop_at <= first.progress.step < 40
     second = assemble(lines)
     second.load_state_dict(load_tree(path))
-    assert second.run(lambda steps: Action.GO_ON, lambda: None)
+    assert second.run(lambda steps: PaceAction.GO_ON, lambda: None)
     assert lines == whole
     assert torch.equal(second.fleet.params, straight.fleet.params)
     assert str(second.state_dict()) == str(straight.state_dict())
@@ -710,14 +710,14 @@ def test_trap_08_dot_products_are_accumulated_in_float64() -> None:
     xi /= xi.norm()
     exact = [math.fsum(float(a) * float(b) for a, b in zip(row.tolist(), xi.tolist(), strict=True)) for row in u]
     most = rounding(100_000, float((u * xi).abs().sum(1).max()))
-    assert Linear(xi).state(u)[:, 1].tolist() == pytest.approx(exact, rel=0, abs=most)
+    assert LinearMonitor(xi).state(u)[:, 1].tolist() == pytest.approx(exact, rel=0, abs=most)
 
 
 def test_trap_08_exact_does_not_cancel(make_fleet: MakeFleet) -> None:
     """Workers that moved together by 1000 and apart by 1e-3: S1 - ||ubar||^2 in float32 would be noise."""
     fleet = make_fleet(4, 100)
     fleet.params.copy_(1000 + 1e-3 * normal(4, 100))
-    h = Exact(100).variance(fleet, torch.zeros(100))
+    h = ExactMonitor(100).variance(fleet, torch.zeros(100))
     assert h == pytest.approx(variance(fleet.params), rel=1e-9)
     assert 0 < h < 1e-3
 
@@ -770,7 +770,7 @@ def test_trap_12_all_processes_take_the_same_branch(
 
     with ThreadPoolExecutor(size) as pool:
         parts = list(pool.map(process, [Together(rank, size, barrier, desk) for rank in range(size)]))
-    synced, journal, params = process(Alone())
+    synced, journal, params = process(SingleProcess())
     assert 0 < len(synced) < 30
     for theirs, notes, _ in parts:
         assert theirs == synced

@@ -25,7 +25,7 @@ from sparsync.__main__ import main
 from sparsync.attaching import attach
 from sparsync.comparison import compare, resume
 from sparsync.engines.loop import Budget, PeerLoop
-from sparsync.engines.pace import Action
+from sparsync.engines.pace import PaceAction
 from sparsync.errors import DivergedError, Interrupted, SparsyncError, UsageError
 from sparsync.experiment import Experiment
 from sparsync.hetero import ideal_throughput
@@ -66,7 +66,7 @@ def next_exchange(fleet: Fleet, state: Any, training: LocalTraining | None = Non
 def cycles(made: Any, count: int) -> list[dict[str, Any]]:
     """Train for so many cycles; return what was recorded of each."""
     made.fleet.journal = made.fleet.journal or []
-    while made.state.coordinator.cycle < count:
+    while made.state.planner.cycle < count:
         next_exchange(made.fleet, made.state, made.training)
     notes: list[dict[str, Any]] = made.fleet.journal
     return notes
@@ -115,7 +115,7 @@ def test_p2_nobody_idles_with_exact_ratios(power: str, rule: Any, units: list[in
     notes = cycles(made, 5)
     clock, each = made.fleet.clock, np.array(units)
     assert [note["units"] for note in notes] == [units] * 5
-    assert made.state.coordinator.versions.tolist() == (5 * 2 * 3 * each).tolist()  # H_k = T_sync E_k U
+    assert made.state.planner.versions.tolist() == (5 * 2 * 3 * each).tolist()  # H_k = T_sync E_k U
     assert clock.spent["compute"] / clock.times == pytest.approx(np.ones(4), rel=rounding(5 * 2 * 3 * 4))
     assert clock.times == pytest.approx(np.full(4, 5 * 2 * 3 * max(clock.system.step_seconds * each)))
 
@@ -197,7 +197,7 @@ def test_p7_ring_and_merge_by_hand(mixing: float, make_fleet: MakeFleet) -> None
         assert all(torch.equal(fleet.params[one], mean) for one in members)
         assert torch.equal(fleet.params[others], before[others])  # not yet
         next_exchange(fleet, made.state)  # they arrive at once
-        assert made.state.coordinator.cycle == cycle
+        assert made.state.planner.cycle == cycle
         assert distance(fleet.params[others], (1 - mixing) * before[others] + mixing * mean) <= most
         if mixing in (0, 1):
             assert torch.equal(fleet.params[others], before[others] if mixing == 0 else mean.expand(2, -1))
@@ -262,13 +262,13 @@ def test_p10_a_returning_device_gets_the_current_mean_and_its_version(until: flo
     assert not torch.equal(fleet.params[1], before)
     assert torch.equal(fleet.params[1], state.model(fleet).params)
     versions = dict(zip(notes[-1]["available"], notes[-1]["versions"], strict=True))
-    assert state.coordinator.versions[1] == round(np.mean([versions[one] for one in notes[-1]["ring"]]))
+    assert state.planner.versions[1] == round(np.mean([versions[one] for one in notes[-1]["ring"]]))
     assert fleet.ledger.moved["model"] == fleet.ledger.sent["model"].sum() + fleet.model_bytes  # from the coordinator
     assert clock.times[1] == 8 * (missed + 1) == clock.spent["compute"][1] + clock.spent["away"][1]
     # and from then on it counts its own steps again, whatever is merged
-    start = int(state.coordinator.versions[1])
+    start = int(state.planner.versions[1])
     note = cycles(made, missed + 2)[-1]
-    assert state.coordinator.versions[1] == start + 16 == note["predicted"][1]
+    assert state.planner.versions[1] == start + 16 == note["predicted"][1]
     assert made.training.workers[1].steps == taken + 16
 
 
@@ -294,11 +294,11 @@ def test_p10_the_plan_follows_the_devices_that_are_there(make_run: MakeRun) -> N
 def test_p12_versions_count_the_steps_really_taken(said: dict[str, float], make_run: MakeRun) -> None:
     made = make_run(HADFL(unit=3, members=2), epoch_steps=5, profile=profile("5:3:2:1", **said))
     last = np.zeros(4, np.int64)
-    while made.state.coordinator.cycle < 12:
+    while made.state.planner.cycle < 12:
         next_exchange(made.fleet, made.state, made.training)
-        assert made.state.coordinator.versions.tolist() == [worker.steps for worker in made.training.workers]
-        assert (made.state.coordinator.versions >= last).all()
-        last = made.state.coordinator.versions.copy()
+        assert made.state.planner.versions.tolist() == [worker.steps for worker in made.training.workers]
+        assert (made.state.planner.versions >= last).all()
+        last = made.state.planner.versions.copy()
     assert len(set(last.tolist())) > 1
 
 
@@ -314,7 +314,7 @@ def test_warmup_is_equal_work_at_a_small_rate_and_then_all_meet(make_run: MakeRu
     small = (made.fleet.params - start).norm()
     assert made.fleet.rate == 1
     cycles(made, 1)
-    assert made.state.coordinator.versions.tolist() == [22, 14, 14, 10]
+    assert made.state.planner.versions.tolist() == [22, 14, 14, 10]
     other = make_run(HADFL(unit=4, warmup=6, warmup_rate=1.0), profile=profile())
     next_exchange(other.fleet, other.state, other.training)
     assert 0 < small < 0.02 * (other.fleet.params - start).norm()
@@ -326,7 +326,7 @@ def test_trap_8_merges_at_the_first_step_boundary_after_the_arrival(seed: int, m
     made = make_run(HADFL(unit=5, warmup=0, members=2), seed=seed, profile=slow)
     fleet, state, seconds = made.fleet, made.state, made.fleet.clock.system.step_seconds
     merges = 0
-    while state.coordinator.cycle < 10:
+    while state.planner.cycle < 10:
         before = fleet.clock.times.copy()
         steps = next_exchange(fleet, state, made.training)
         for when, device, _ in state.merging:
@@ -348,7 +348,7 @@ def test_trap_8_an_older_mean_is_dropped(make_fleet: MakeFleet, monkeypatch: pyt
     state = made.state
     seen = blends(fleet, monkeypatch)
     wanted = iter([0, 1, 1, 1, 1, 1])
-    monkeypatch.setattr(state.coordinator, "_draw", lambda predicted, rng: (np.array([next(wanted)]), np.ones(3)))
+    monkeypatch.setattr(state.planner, "_draw", lambda predicted, rng: (np.array([next(wanted)]), np.ones(3)))
     cycles(made, 6)
     # The mean of cycle 1 is at workers 1 and 2 after 3 and 5 s; by then both have newer ones, which arrive at once.
     assert seen == [(0, 1.0), (1, 1.0), *[(0, 0.5), (2, 0.5), (1, 1.0)] * 4]
@@ -402,10 +402,10 @@ def test_a_capped_device_waits_for_the_end_of_the_cycle(said: dict[str, float], 
     for cycle in range(1, 9):
         due = state.due
         cycles(made, cycle)
-        taken = state.coordinator.versions - last
+        taken = state.planner.versions - last
         assert taken[0] <= 6
         assert (fleet.clock.times >= due - 1e-9).all()
-        last = state.coordinator.versions.copy()
+        last = state.planner.versions.copy()
     if not said:
         assert last.tolist() == [48, 48, 24]
         assert fleet.clock.times == pytest.approx(np.full(3, 24.0))
@@ -417,10 +417,10 @@ def test_links_slower_than_a_cycle(make_run: MakeRun) -> None:
     made = make_run(HADFL(unit=1, warmup=0, members=2), profile=profile(bandwidth=40.0))
     fleet, lines = made.fleet, []
     loop = PeerLoop(fleet, made.training, made.state, made.task, Budget(150, 50), lines.append)
-    assert loop.run(lambda steps: Action.GO_ON, lambda: None)
+    assert loop.run(lambda steps: PaceAction.GO_ON, lambda: None)
     assert fleet.clock.system.up[0] < fleet.model_bytes / 8
     assert fleet.syncs >= 10
-    assert (made.state.coordinator.versions > 30).all()
+    assert (made.state.planner.versions > 30).all()
     assert made.state.merged.min() > 0
     assert [line["step"] // 50 for line in lines if line.get("kind") == "evaluation"] == [1, 2, 3]
     assert sum(worker.steps for worker in made.training.workers) == loop.progress.total
@@ -429,7 +429,7 @@ def test_links_slower_than_a_cycle(make_run: MakeRun) -> None:
 def test_a_ring_of_all_that_is_longer_than_a_cycle(make_run: MakeRun) -> None:
     made = make_run(HADFL(unit=2, warmup=0, members=4), profile=profile(latency=1.0))  # 6 s of 2
     cycles(made, 5)
-    assert made.state.coordinator.versions.tolist() == [5 * 8, 5 * 4, 5 * 4, 5 * 2]
+    assert made.state.planner.versions.tolist() == [5 * 8, 5 * 4, 5 * 4, 5 * 2]
     assert made.fleet.clock.times == pytest.approx(np.full(4, 5 * (2 + 6.0)))
 
 
@@ -441,8 +441,8 @@ def test_a_device_that_never_returns_is_done_without(make_run: MakeRun) -> None:
     made = make_run(HADFL(unit=4, warmup=2), profile=profile(outages=[{"worker": 3, "at": 1.5}]))
     notes = cycles(made, 6)
     assert [note["available"] for note in notes] == [[0, 1, 2]] * 6
-    assert made.state.coordinator.versions.tolist() == [2 + 16 + 5 * 8, 2 + 8 + 5 * 4, 2 + 8 + 5 * 4, 1]
-    assert [worker.steps for worker in made.training.workers] == made.state.coordinator.versions.tolist()
+    assert made.state.planner.versions.tolist() == [2 + 16 + 5 * 8, 2 + 8 + 5 * 4, 2 + 8 + 5 * 4, 1]
+    assert [worker.steps for worker in made.training.workers] == made.state.planner.versions.tolist()
 
 
 def test_devices_leave_and_return_during_the_warm_up(make_run: MakeRun) -> None:
@@ -472,7 +472,7 @@ def test_all_are_away_for_good(make_run: MakeRun) -> None:
     made = make_run(HADFL(unit=4, warmup=0), profile=profile(outages=outages))
     with pytest.raises(SparsyncError, match=r"^hadfl: all devices are away for good after \d+ virtual seconds$"):
         cycles(made, 9)
-    assert made.state.coordinator.cycle < 9
+    assert made.state.planner.cycle < 9
 
 
 def test_a_device_that_left_during_a_long_ring_is_missed(make_run: MakeRun) -> None:
@@ -488,7 +488,7 @@ def test_a_device_that_left_during_a_long_ring_is_missed(make_run: MakeRun) -> N
     notes = cycles(made, 3)
     assert [len(note["available"]) for note in notes] == [4, 3, 4]
     assert made.fleet.clock.spent["away"][2] > 0
-    assert made.state.coordinator.versions[2] > 4
+    assert made.state.planner.versions[2] > 4
 
 
 def test_random_outages(make_run: MakeRun) -> None:
@@ -504,7 +504,7 @@ def test_random_outages(make_run: MakeRun) -> None:
     assert all(set(note["ring"]) <= set(note["available"]) for note in notes)
     assert (clock.spent["away"] > 0).all()
     assert sum(clock.spent.values()) == pytest.approx(clock.times)
-    assert (state.coordinator.versions > 0).all()
+    assert (state.planner.versions > 0).all()
     assert torch.isfinite(made.fleet.params).all()
 
 
@@ -609,7 +609,7 @@ def test_saved_and_restored_after_any_exchange(stop_after_every_exchange: Any, m
         return made
 
     straight, lines, stops = stop_after_every_exchange(make, Budget(40, 10))
-    assert straight.strategy.coordinator.cycle > 12
+    assert straight.strategy.planner.cycle > 12
     assert sum(len(line.get("merges", [])) for line in lines) > 5  # before every one of them it was stopped
     assert straight.strategy.arrivals
     assert stops > 25

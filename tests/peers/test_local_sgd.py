@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsync.engines.loop import Budget, PeerLoop
-from sparsync.engines.pace import Action
+from sparsync.engines.pace import PaceAction
 from sparsync.errors import UsageError
 from sparsync.peers import LocalSGD, Synchronous
 from sparsync.peers.contract import Cadence
@@ -107,7 +107,7 @@ def test_evaluations_between_do_not_move_the_averagings(eval_every: int, make_ru
         made = make_run(LocalSGD(period=4))
         lines: list[dict[str, Any]] = []
         loop = PeerLoop(made.fleet, made.training, made.state, made.task, Budget(18, every), lines.append)
-        assert loop.run(lambda steps: Action.GO_ON, lambda: None)
+        assert loop.run(lambda steps: PaceAction.GO_ON, lambda: None)
         lines = [line for line in lines if line["kind"] == "evaluation"]
         assert [line["step"] for line in lines] == sorted({*range(every, 19, every), 18})
         assert [line["syncs"] for line in lines] == [line["step"] // 4 for line in lines]

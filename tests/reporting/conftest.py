@@ -13,7 +13,7 @@ import pytest
 from federated_runs import add_federation
 from split_runs import add_split
 
-from sparsync.reporting import Run, load
+from sparsync.reporting import ComparisonRecord, load
 
 TWO = ("synchronous", "fda:monitor=linear,threshold=2")
 FOURTEEN = (
@@ -183,7 +183,7 @@ def _one(
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Callable[..., Run]:
+def made(tmp_path: Path) -> Callable[..., ComparisonRecord]:
     """Make a run with :func:`make` and read it back."""
     return lambda **given: load(make(tmp_path / "run", **given))
 
@@ -199,7 +199,7 @@ def write_run() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def mixed(tmp_path: Path) -> Callable[..., Run]:
+def mixed(tmp_path: Path) -> Callable[..., ComparisonRecord]:
     """Make a run of peers and federated strategies, two seeds and one refused upload, and read it back.
 
     ``split`` adds split strategies.
@@ -210,7 +210,7 @@ def mixed(tmp_path: Path) -> Callable[..., Run]:
         seeds: tuple[int, ...] = (0, 1),
         split: tuple[str, ...] = (),
         **given: Any,
-    ) -> Run:
+    ) -> ComparisonRecord:
         folder = add_federation(make(tmp_path / "mixed", labels=peers, seeds=seeds), seeds=seeds, **given)
         return load(add_split(folder, labels=split, seeds=seeds) if split else folder)
 
@@ -218,10 +218,10 @@ def mixed(tmp_path: Path) -> Callable[..., Run]:
 
 
 @pytest.fixture
-def split_run(tmp_path: Path) -> Callable[..., Run]:
+def split_run(tmp_path: Path) -> Callable[..., ComparisonRecord]:
     """Make a run of split strategies with :func:`split_runs.add_split`, and read it back."""
 
-    def build(seeds: tuple[int, ...] = (0, 1), **given: Any) -> Run:
+    def build(seeds: tuple[int, ...] = (0, 1), **given: Any) -> ComparisonRecord:
         return load(add_split(make(tmp_path / "split", labels=(), seeds=seeds, target=None), seeds=seeds, **given))
 
     return build

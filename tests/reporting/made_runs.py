@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from sparsync.reporting import FIGURES, Run
+from sparsync.reporting import FIGURES, ComparisonRecord
 
 Line = dict[str, Any]
 
@@ -62,7 +62,7 @@ def _result(label: str, seed: int, workers: int, last: Line) -> Line:
     }
 
 
-def rewritten(run: Run, change: Callable[[Line], Any]) -> None:
+def rewritten(run: ComparisonRecord, change: Callable[[Line], Any]) -> None:
     """Change what a run's summary says, in its folder."""
     file = run.folder / "summary.json"
     summary = json.loads(file.read_text())
@@ -70,7 +70,7 @@ def rewritten(run: Run, change: Callable[[Line], Any]) -> None:
     file.write_text(json.dumps(summary))
 
 
-def figure_of(name: str, run: Run) -> Figure | None:
+def figure_of(name: str, run: ComparisonRecord) -> Figure | None:
     """Draw a figure of the report."""
     return next(plot for plot in FIGURES if plot.name == name).figure(run)
 

@@ -43,6 +43,7 @@ def drawn(run):
     return [plot.name for plot in FIGURES if plot.figure(run) is not None]
 
 
+@pytest.mark.slow  # what the page does, as PNG
 def test_a_mixed_run_draws_all_there_is(mixed):
     run = mixed(peers=("synchronous", FDA, f"{FDA}.5", f"{FDA}.7"), split=SPLIT)
     run = load(add_timed(run.folder, seeds=(0, 1)))

@@ -20,14 +20,14 @@ from sparsync.reporting.figures.partition import PARTITION
 from sparsync.reporting.figures.pieces import plain_number
 from sparsync.reporting.figures.variance import thinned
 from sparsync.reporting.history import (
-    Checks,
-    Cycles,
+    CycleRecords,
     Evaluations,
     History,
-    Rounds,
-    Schedules,
-    Steps,
-    Timeline,
+    LDSSchedules,
+    RoundRecords,
+    SplitSteps,
+    TimelineRecord,
+    VarianceChecks,
 )
 from sparsync.reporting.palette import looks, short_names
 
@@ -57,6 +57,7 @@ def test_draws_every_figure_of_two_peers(made, seeds):
     assert all(file.stat().st_size > 1000 for file in files)
 
 
+@pytest.mark.slow
 def test_draws_every_figure_for_fourteen_labels(made, fourteen):
     run = made(labels=fourteen, seeds=(0, 1), workers=300, missed=((fourteen[1], 0),), failed=((fourteen[2], 1),))
     assert len(draw(run, run.folder)) == 2 * len(OF_PEERS)
@@ -204,15 +205,15 @@ def test_long_curves_keep_their_peaks_as_a_band():
 def test_round_lengths_from_checks_rounds_and_evaluations():
     none = np.array([])
     step = np.arange(1.0, 11.0)
-    no_checks, no_rounds = Checks(none, none, none, none > 0, none), Rounds(none, {})
-    nothing, others = Evaluations(*[none] * 13), {Steps: 8, Schedules: 4, Timeline: 4, Cycles: 10}
+    no_checks, no_rounds = VarianceChecks(none, none, none, none > 0, none), RoundRecords(none, {})
+    nothing, others = Evaluations(*[none] * 13), {SplitSteps: 8, LDSSchedules: 4, TimelineRecord: 4, CycleRecords: 10}
     no_others = [kind(*[none] * columns) for kind, columns in others.items()]
 
     def lengths(evaluations=nothing, checks=no_checks, rounds=no_rounds):
         return [a.tolist() for a in round_lengths(History(evaluations, checks, rounds, *no_others))]
 
-    assert lengths(checks=Checks(step, step, step, np.isin(step, [3, 4, 9]), step)) == [[3, 4, 9], [3, 1, 5]]
-    rounds = Rounds(np.array([1.0, 2.0, 4.0]), {"step": np.array([10.0, 22.0, 42.0])})
+    assert lengths(checks=VarianceChecks(step, step, step, np.isin(step, [3, 4, 9]), step)) == [[3, 4, 9], [3, 1, 5]]
+    rounds = RoundRecords(np.array([1.0, 2.0, 4.0]), {"step": np.array([10.0, 22.0, 42.0])})
     assert lengths(rounds=rounds) == [[10, 22, 42], [10, 12, 10]]
     at, syncs = np.array([10.0, 20.0, 30.0, 40.0]), np.array([0.0, 2.0, 2.0, 6.0])
     assert lengths(evaluations=Evaluations(*[at] * 6, syncs, *[at] * 6)) == [[20, 40], [10, 5]]

@@ -14,7 +14,7 @@ from timed_runs import HADFL, LOCKSTEP, TIMED, add_timed, cycle, lockstep
 from sparsync.errors import DataError
 from sparsync.reporting import load, rows, write
 from sparsync.reporting.figures.gantt import _COLOURS, _stacked, pattern, spread_out, within
-from sparsync.reporting.history import Timeline
+from sparsync.reporting.history import TimelineRecord
 from sparsync.reporting.times import times
 from sparsync.reporting.trace import write_trace
 from sparsync.system import ACTIVITIES
@@ -40,7 +40,7 @@ def appended(run, *lines):
 def timeline(*pieces):
     worker, activity, start, end = zip(*pieces, strict=True)
     codes = [ACTIVITIES.index(one) for one in activity]
-    return Timeline(np.array(worker), np.array(codes), np.array(start, float), np.array(end, float))
+    return TimelineRecord(np.array(worker), np.array(codes), np.array(start, float), np.array(end, float))
 
 
 MARKS = ("ring", "broadcaster", "merge")

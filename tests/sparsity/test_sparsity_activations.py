@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsync.errors import UsageError
-from sparsync.sparsity import ActivationPruning, Rule, prunable_names, reparametrize, top_k_mask
+from sparsync.sparsity import ActivationPruning, PruningRule, prunable_names, reparametrize, top_k_mask
 from sparsync.task.models import resnet8
 from tolerance import distance, rounding
 
@@ -151,7 +151,7 @@ def test_fixed_density_for_every_layer():
     """ZeroFL's, whatever the weights' own density."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 16, 3), nn.Linear(3, 2))
-    names = prunable_names(module, Rule(first=False))
+    names = prunable_names(module, PruningRule(first=False))
     with ActivationPruning(module, names, density=0.25) as pruning:
         module(torch.randn(4, 1, 6, 6)).sum().backward()
         assert pruning.densities == {"2.weight": 0.25, "3.weight": 0.25}
@@ -237,7 +237,7 @@ def test_with_reparametrised_layers_in_either_order():
             weight *= torch.rand_like(weight) < 0.3
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     first, second = copy.deepcopy(module), copy.deepcopy(module)
-    names = prunable_names(module, Rule(biases=True))
+    names = prunable_names(module, PruningRule(biases=True))
     pruned = [ActivationPruning(reparametrize(first, 1.25, names)), ActivationPruning(second)]
     reparametrize(second, 1.25, names)
     results = [gradients(one, x)[1] for one in (first, second)]

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from sparsync.errors import UsageError
 from sparsync.sparsity import (
-    Power,
+    PowerParametrization,
     export,
     inverse_power,
     power,
@@ -195,7 +195,7 @@ def test_export_leaves_other_parametrizations():
 
 def test_only_the_named_weights():
     module = reparametrize(net(), 1.5, ["4.weight"])
-    assert isinstance(module[4].parametrizations.weight[0], Power)
+    assert isinstance(module[4].parametrizations.weight[0], PowerParametrization)
     assert repr(module[4].parametrizations.weight[0]) == "Power(beta=1.5)"
     assert not parametrize.is_parametrized(module[0])
 
@@ -209,8 +209,8 @@ def tied() -> nn.Module:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Power(0.5), "beta=0.5; expected a number of at least 1"),
-        (lambda: Power(math.nan), "beta=nan"),
+        (lambda: PowerParametrization(0.5), "beta=0.5; expected a number of at least 1"),
+        (lambda: PowerParametrization(math.nan), "beta=nan"),
         (lambda: reparametrize(net(), 1.25, ["9.weight"]), "no parameter '9.weight'"),
         (lambda: reparametrize(tied(), 1.25), "'0.weight' is shared between modules"),
         (lambda: reparametrize(reparametrize(net(), 1.25), 1.25), "re-parametrised already"),

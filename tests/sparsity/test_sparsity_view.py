@@ -8,13 +8,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from sparsync.errors import UsageError
-from sparsync.sparsity import RULES, ParamView, Power, Rule, prunable_names, reparametrize
+from sparsync.sparsity import RULES, ParamView, PowerParametrization, PruningRule, prunable_names, reparametrize
 from sparsync.sparsity.view import owner_of
 from sparsync.task.models import lenet5, resnet8, resnet18
 from sparsync.workers.layout import Layout
 
 
-def view_of(module: nn.Module, rule: str | Rule = "all") -> ParamView:
+def view_of(module: nn.Module, rule: str | PruningRule = "all") -> ParamView:
     return ParamView(Layout.of_parameters(module).slots, prunable_names(module, rule))
 
 
@@ -62,16 +62,16 @@ def test_rules_choose_layers_in_order_of_registration():
     plain = ("stem.0.weight", "downsample.1.weight", "attention.out_proj.weight", "head.weight")
     assert prunable_names(module, "feddip") == plain
     assert prunable_names(module, "weights_no_ends") == everything[1:-1]
-    assert prunable_names(module, Rule(first=False, shortcuts=False)) == plain[1:]
-    assert prunable_names(module, Rule(last=False)) == everything[:-1]
+    assert prunable_names(module, PruningRule(first=False, shortcuts=False)) == plain[1:]
+    assert prunable_names(module, PruningRule(last=False)) == everything[:-1]
 
 
 def test_biases_and_norms_only_when_asked():
     module = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1, bias=False))
     assert prunable_names(module) == ("0.weight", "2.weight")
-    assert prunable_names(module, Rule(biases=True)) == ("0.weight", "0.bias", "2.weight")
-    assert prunable_names(module, Rule(norms=True)) == ("0.weight", "1.weight", "1.bias", "2.weight")
-    assert prunable_names(module, Rule(first=False, biases=True)) == ("2.weight",)
+    assert prunable_names(module, PruningRule(biases=True)) == ("0.weight", "0.bias", "2.weight")
+    assert prunable_names(module, PruningRule(norms=True)) == ("0.weight", "1.weight", "1.bias", "2.weight")
+    assert prunable_names(module, PruningRule(first=False, biases=True)) == ("2.weight",)
 
 
 def test_a_layer_may_be_the_whole_module():
@@ -82,7 +82,7 @@ def test_frozen_parameters_are_not_prunable():
     module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4), nn.Linear(4, 1))
     module[0].weight.requires_grad_(False)
     assert prunable_names(module) == ("1.weight", "2.weight")
-    assert prunable_names(module, Rule(first=False)) == ("2.weight",)
+    assert prunable_names(module, PruningRule(first=False)) == ("2.weight",)
 
 
 def test_shared_parameters_once():
@@ -114,7 +114,7 @@ def test_parametrised_weights_are_named_by_what_is_trained():
     assert owner_of(module, raw[1]) is module[2]
     assert view_of(module).sizes == (4, 2)
     layer = nn.Linear(2, 2)
-    parametrize.register_parametrization(layer, "weight", Power(2.0))
+    parametrize.register_parametrization(layer, "weight", PowerParametrization(2.0))
     assert prunable_names(layer) == ("parametrizations.weight.original",)
     assert owner_of(layer, "parametrizations.weight.original") is layer
 

@@ -15,7 +15,7 @@ from sparsync.errors import UsageError
 from sparsync.experiment import build
 from sparsync.federated import Federation
 from sparsync.settings import read
-from sparsync.split import Split
+from sparsync.split import SplitSettings
 from sparsync.strategies import STRATEGIES
 from sparsync.system import Outage, System
 from sparsync.task import MODELS
@@ -105,7 +105,7 @@ def test_a_device_that_comes_and_goes_all_the_time_is_refused() -> None:
         (lambda: setattr(FDA(threshold=1), "threshold", 3), "FDA: threshold cannot be changed"),
         (lambda: delattr(FDA(threshold=1), "threshold"), "FDA: threshold cannot be changed"),
         (lambda: setattr(Federation(), "rounds", 3), "Federation: rounds cannot be changed"),
-        (lambda: setattr(Split(), "more", 3), "Split: more cannot be changed"),
+        (lambda: setattr(SplitSettings(), "more", 3), "Split: more cannot be changed"),
         (lambda: Profile(latency=-1), "Profile: latency"),
         (lambda: Profile(power=-1), "power: expected a list or a string, got -1"),
         (lambda: Profile(up=-1), "up: expected a number greater than 0 or a list, got -1"),
@@ -113,7 +113,7 @@ def test_a_device_that_comes_and_goes_all_the_time_is_refused() -> None:
         (lambda: Profile("iot"), "Profile: 'iot' is a positional argument"),
         (lambda: Outage(worker=0), "Outage: at"),
         (lambda: Federation(rounds=0), "Federation: rounds"),
-        (lambda: Split(epochs=0), "Split: epochs"),
+        (lambda: SplitSettings(epochs=0), "Split: epochs"),
         (lambda: FDA(threshold=-1), "FDA: threshold"),
         (lambda: FDA(2.0), "FDA: 2.0 is a positional argument"),
         (lambda: FDA(threshold=1, monitor="best"), "unknown monitor 'best'"),

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsync.engines import Action, Budget, EpochLoop
-from sparsync.split import Row, Site, Split, default_cut, split_at
+from sparsync.engines import Budget, EpochLoop, PaceAction
+from sparsync.split import BatchComposition, SplitSettings, SplitTrainer, default_cut, split_at
 from sparsync.strategies import STRATEGIES
 from sparsync.system import Profile
 from sparsync.task import Dataset, Task
 from sparsync.workers import Arena
-from sparsync.workers.group import Alone
+from sparsync.workers.group import SingleProcess
 from tolerance import Nudge, exactly
 
 Make = Callable[..., SimpleNamespace]
@@ -38,9 +38,9 @@ def normed(shape: tuple[int, ...], classes: int) -> nn.Module:
     return row
 
 
-def whole(site: Site) -> dict[str, Tensor]:
+def whole(trainer: SplitTrainer) -> dict[str, Tensor]:
     """A copy of all tensors of the whole model."""
-    return {name: tensor.clone() for name, tensor in site.whole().state_dict().items()}
+    return {name: tensor.clone() for name, tensor in trainer.whole().state_dict().items()}
 
 
 @pytest.fixture(scope="session")
@@ -68,13 +68,13 @@ def make_split(blobs: Dataset) -> Make:
     ) -> SimpleNamespace:
         task = task or Task(blobs, model)
         module = nudge(task.module(seed, dtype))
-        said = Split(**{"batch_size": 8, "epochs": 2, **settings})
+        said = SplitSettings(**{"batch_size": 8, "epochs": 2, **settings})
         cut = split_at(module, said.cut or default_cut(module), bottom_norm=said.bottom_norm)
         first = copy.deepcopy(module)
         parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
         built = STRATEGIES.build(strategy)
         arena = Arena(module, 1, torch.device("cpu"), dtype, gradients=False)
-        site = Site(
+        trainer = SplitTrainer(
             task,
             module,
             cut,
@@ -87,36 +87,38 @@ def make_split(blobs: Dataset) -> Make:
             dtype=dtype,
         )
         used: list[list[tuple[int, np.ndarray[Any, Any]]]] = []
-        take = site.next_indices
+        take = trainer.next_indices
 
         def next_indices(client: int, size: int) -> np.ndarray[Any, Any]:
-            used.extend([] for _ in range(site.step + 1 - len(used)))
-            used[site.step].append((client, take(client, size)))
-            return used[site.step][-1][1]
+            used.extend([] for _ in range(trainer.step + 1 - len(used)))
+            used[trainer.step].append((client, take(client, size)))
+            return used[trainer.step][-1][1]
 
-        site.next_indices = next_indices  # type: ignore[method-assign]
+        trainer.next_indices = next_indices  # type: ignore[method-assign]
         lines: list[dict[str, Any]] = []
-        state = built.split(site)
-        loop = EpochLoop(site, state, arena, Alone(), Budget(said.epochs, said.eval_every, target), lines.append)
+        state = built.split(trainer)
+        loop = EpochLoop(
+            trainer, state, arena, SingleProcess(), Budget(said.epochs, said.eval_every, target), lines.append
+        )
 
         def run(after: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
-            def pace(steps: int) -> Action:
+            def pace(steps: int) -> PaceAction:
                 after()
-                return Action.GO_ON
+                return PaceAction.GO_ON
 
             assert loop.run(pace, save=lambda: None)
-            return whole(site)
+            return whole(trainer)
 
         def step(*each: int) -> float:
             asked = np.array(each, np.int64)
-            with site.training():
-                loss = state.step(Row(np.flatnonzero(asked), asked[asked > 0]))
-            site.step += 1
+            with trainer.training():
+                loss = state.step(BatchComposition(np.flatnonzero(asked), asked[asked > 0]))
+            trainer.step += 1
             return loss
 
         return SimpleNamespace(
-            site=site, state=state, loop=loop, task=task, first=first, parts=parts, used=used, lines=lines, run=run,
-            step=step,
+            trainer=trainer, state=state, loop=loop, task=task, first=first, parts=parts, used=used, lines=lines,
+            run=run, step=step,
         )  # fmt: skip
 
     return make

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsync.errors import PayloadError
 from sparsync.split.channel import Channel, channel_chain, message_bytes
-from sparsync.wire import Dense, Section, kinds_of, pack, pack_parcel, unpack_parcel
+from sparsync.wire import Dense, MessageSection, kinds_of, pack, pack_parcel, unpack_parcel
 from sparsync.wire.parcel import PARCEL
 
 TEXTS = [None, "float32", "bf16", "q8", "q4(block=7)", "topk(0.25)", "topk(0.5)+q8", "sparse", "q8(stochastic)"]
@@ -117,7 +117,7 @@ def test_carry_books_the_length_of_real_messages_and_delivers_their_content(size
 
 
 def test_a_message_of_one_section():
-    payload = pack_parcel([Section("model", b"x" * 41)])
+    payload = pack_parcel([MessageSection("model", b"x" * 41)])
     assert message_bytes(41) == len(payload) == 29 + 41
     assert message_bytes(np.array([0, 5])).tolist() == [29, 34]
 
@@ -139,7 +139,7 @@ def refused(channel: Channel, payload: bytes, samples: int = 3, message: str = "
         channel.unpack(payload, X, samples)
 
 
-def parts(channel: Channel) -> list[Section]:
+def parts(channel: Channel) -> list[MessageSection]:
     payload = channel.pack(X, LABELS, rng(0))
     return [section._replace(body=bytes(section.body)) for section in unpack_parcel(payload, len(payload))]
 
@@ -197,7 +197,9 @@ def test_sections_of_another_kind_order_or_number(text):
 
 def test_an_oversized_message_is_refused_before_it_is_read():
     channel = Channel("activation", None, 10)
-    huge = pack_parcel([Section("activation", bytes(4 * 15), Dense().number), Section("label", bytes(10**6))])
+    huge = pack_parcel(
+        [MessageSection("activation", bytes(4 * 15), Dense().number), MessageSection("label", bytes(10**6))]
+    )
     refused(channel, huge, message="declares a body of 1000077 bytes, permitted are 80")
 
 

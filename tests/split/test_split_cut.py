@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsync.errors import UsageError
 from sparsync.split.cut import Cut, cuts, split_at
 from sparsync.task import build_model
-from sparsync.workers.layout import Arena, Seat
+from sparsync.workers.layout import Arena, BoundModule
 from tolerance import distance, rounding
 
 DIGITS, PICTURE, CIFAR = (1, 8, 8), (1, 16, 16), (3, 32, 32)
@@ -206,12 +206,12 @@ def test_replaced_parameters_are_seen_by_all() -> None:
         before = model(x)
         arena = Arena(half, 2, torch.device("cpu"), torch.float32)
         arena.params.mul_(0.5)
-        Seat(half, arena).bind(arena.parameters(1), arena.row_buffers(1))
+        BoundModule(half, arena).bind(arena.parameters(1), arena.row_buffers(1))
         assert not torch.equal(model(x), before)
         check_same(model, cut, x)
     arena = Arena(model, 1, torch.device("cpu"), torch.float32)
     arena.params.add_(0.1)
-    Seat(model, arena).bind(arena.parameters(0), arena.row_buffers(0))
+    BoundModule(model, arena).bind(arena.parameters(0), arena.row_buffers(0))
     check_same(model, cut, x)
 
 

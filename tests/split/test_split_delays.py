@@ -9,7 +9,7 @@ import pytest
 
 import sparsync.split.psl as psl
 from sparsync.errors import UsageError
-from sparsync.split import Row, Split
+from sparsync.split import BatchComposition, SplitSettings
 from sparsync.system import DELAYS, Profile
 from sparsync.system.delays import listed
 
@@ -25,7 +25,7 @@ def steps(made) -> list[dict]:
 
 
 def test_nobody_is_late_by_default():
-    assert DELAYS.build(Split().delays, 3, 0).draw(7).tolist() == [0, 0, 0]
+    assert DELAYS.build(SplitSettings().delays, 3, 0).draw(7).tolist() == [0, 0, 0]
 
 
 def test_all_clients_alike():
@@ -87,10 +87,10 @@ def test_bad_specs(spec, message):
 
 def test_settings_refuse_delays_that_do_not_exist_and_deadlines_that_are_over():
     with pytest.raises(UsageError, match="unknown delays 'slow'"):
-        Split(delays="slow:seconds=3")
+        SplitSettings(delays="slow:seconds=3")
     for deadline in (0, -1, math.nan):
         with pytest.raises(UsageError, match="deadline: Input should be greater than 0"):
-            Split(deadline=deadline)
+            SplitSettings(deadline=deadline)
 
 
 def test_delays_client_by_client():
@@ -120,9 +120,9 @@ def test_the_time_of_a_step_by_hand(make_split, delays, slowest, up):
     """
     profile = Profile(step_seconds=0.3, bandwidth=1000, latency=0.5)
     made = make_split("psl", **{**PAIR, "profile": profile}, profile_batch=2)
-    made.site.delays = listed(delays)
+    made.trainer.delays = listed(delays)
     made.step(3, 2)
-    times = made.site.times
+    times = made.trainer.times
     assert times.up == pytest.approx([delays[0] + 0.528 + 0.636 + 0.1, delays[1] + 0.528 + 0.603 + 0.06667], abs=1e-4)
     assert times.server == pytest.approx(0.25)
     assert times.back == pytest.approx([0.625 + 0.2 + 0.753, 0.593 + 0.13333 + 0.753], abs=1e-4)
@@ -136,7 +136,7 @@ def test_every_client_has_a_device_and_links_of_its_own(make_split):
     profile = Profile(step_seconds=0.3, power="1:3", up=[1000, 4000], down=[1000, 500], latency=0.5)
     made = make_split("psl", **{**PAIR, "profile": profile}, profile_batch=2)
     made.step(3, 2)
-    times = made.site.times
+    times = made.trainer.times
     first = [0.528 + 0.636 + 0.1, (0.5 + 0.028 * 2) + (0.5 + 0.103 / 4) + 0.06667 / 3]
     assert times.up == pytest.approx(first, abs=1e-4)
     assert times.server == pytest.approx(0.25)  # a device of power 1
@@ -149,13 +149,13 @@ def test_messages_of_a_step_share_a_channel(make_split):
     profile = Profile(step_seconds=0, bandwidth=1000, latency=0.5, shared=500)
     made = make_split("psl", **{**PAIR, "profile": profile})
     made.step(3, 2)
-    assert made.site.times.up.tolist() == pytest.approx([0.5 + 56 / 500 + 0.5 + 239 / 500] * 2)
-    assert made.site.times.down == pytest.approx(0.5 + 2 * 253 / 500)
+    assert made.trainer.times.up.tolist() == pytest.approx([0.5 + 56 / 500 + 0.5 + 239 / 500] * 2)
+    assert made.trainer.times.down == pytest.approx(0.5 + 2 * 253 / 500)
 
 
 def test_the_clock_adds_steps_and_history_names_the_slowest(make_split):
     made, delays = make_split("psl", **{**PAIR, "sizes": (9,) * 6}), [1, 5, 3, 1.5, 2, 4]
-    made.site.delays = listed(delays)
+    made.trainer.delays = listed(delays)
     made.run()
     total = 0.0
     for line in steps(made):
@@ -163,26 +163,26 @@ def test_the_clock_adds_steps_and_history_names_the_slowest(make_split):
         assert line["seconds"] == max(delays[client] for client in clients)
         assert line["slowest"] == max(clients, key=delays.__getitem__)
         total += line["seconds"]
-    assert made.site.clock.now == total == made.lines[-1]["seconds"]
+    assert made.trainer.clock.now == total == made.lines[-1]["seconds"]
     assert len({line["seconds"] for line in steps(made)}) > 2
 
 
 @pytest.mark.parametrize(("spec", "seconds"), [("centralised", 0.0), ("splitfed", 6.0), ("psl:sampler=fls", 6.0)])
 def test_only_clients_that_are_asked_are_waited_for(make_split, spec, seconds):
     made = make_split(spec, **{**PAIR, "epochs": 1})
-    made.site.delays = listed([2, 2])  # local batches of 2 samples or 3, from 9
+    made.trainer.delays = listed([2, 2])  # local batches of 2 samples or 3, from 9
     made.run()
     expected = len(made.used) * 2.0 if seconds else 0.0
-    assert made.site.clock.now == expected
+    assert made.trainer.clock.now == expected
     if spec == "centralised":
         assert all("slowest" not in line for line in steps(made))
-        assert made.site.ledger.total == 0
+        assert made.trainer.ledger.total == 0
 
 
 def test_training_in_one_place_takes_the_whole_models_time_per_sample(make_split):
     made = make_split("centralised", **{**PAIR, "profile": Profile(step_seconds=0.3)}, profile_batch=2)
     made.run()
-    assert made.site.clock.now == pytest.approx(2 * 18 * 0.15)
+    assert made.trainer.clock.now == pytest.approx(2 * 18 * 0.15)
 
 
 # 3. Deadlines
@@ -190,44 +190,44 @@ def test_training_in_one_place_takes_the_whole_models_time_per_sample(make_split
 
 def test_a_late_client_is_left_out_and_keeps_its_samples(make_split):
     made = make_split("psl", **PAIR, deadline=0.5)
-    made.site.delays = listed([0.2, 1.0])
+    made.trainer.delays = listed([0.2, 1.0])
     made.step(3, 2)
-    site = made.site
-    assert site.late.tolist() == [1]
-    assert site.left.tolist() == [6, 9]
+    trainer = made.trainer
+    assert trainer.late.tolist() == [1]
+    assert trainer.left.tolist() == [6, 9]
     assert [client for client, _ in made.used[0]] == [0]
-    assert site.times.up.tolist() == [0.5]  # until the deadline, though client 0 was there
-    assert site.batch_classes.sum() == 3
-    assert site.ledger.sent["activation"][1] == site.ledger.sent["gradient"][1] == 0
-    assert site.ledger.received["control"].tolist() == [28, 28]  # asked all the same
-    assert site.ledger.received["gradient"][1] == 253  # and it steps as all do
+    assert trainer.times.up.tolist() == [0.5]  # until the deadline, though client 0 was there
+    assert trainer.batch_classes.sum() == 3
+    assert trainer.ledger.sent["activation"][1] == trainer.ledger.sent["gradient"][1] == 0
+    assert trainer.ledger.received["control"].tolist() == [28, 28]  # asked all the same
+    assert trainer.ledger.received["gradient"][1] == 253  # and it steps as all do
 
 
 def test_nobody_is_waited_for_longer_than_needed(make_split):
     made = make_split("psl", **PAIR, deadline=2)
-    made.site.delays = listed([0.2, 1.0])
+    made.trainer.delays = listed([0.2, 1.0])
     made.step(3, 2)
-    assert made.site.late.tolist() == []
-    assert made.site.times.up.tolist() == [0.2, 1.0]
+    assert made.trainer.late.tolist() == []
+    assert made.trainer.times.up.tolist() == [0.2, 1.0]
 
 
 def test_if_nobody_is_in_time_the_quickest_is_waited_for(make_split):
     made = make_split("psl", **{**PAIR, "sizes": (9, 9, 9)}, deadline=0.1)
-    made.site.delays = listed([3.0, 0.7, 0.9])
+    made.trainer.delays = listed([3.0, 0.7, 0.9])
     made.step(1, 1, 1)
-    assert made.site.late.tolist() == [0, 2]
-    assert made.site.times.up.tolist() == [0.7]
+    assert made.trainer.late.tolist() == [0, 2]
+    assert made.trainer.times.up.tolist() == [0.7]
     made.step(1, 0, 1)
-    assert made.site.late.tolist() == [0]
+    assert made.trainer.late.tolist() == [0]
     made.step(1, 0, 0)
-    assert made.site.late.tolist() == []
-    assert made.site.times.up.tolist() == [3.0]
+    assert made.trainer.late.tolist() == []
+    assert made.trainer.times.up.tolist() == [3.0]
 
 
 @pytest.mark.parametrize("spec", ["psl", "psl:sampler=lds", "psl:sampler=fls", "splitfed", "splitfed:version=2"])
 def test_an_epoch_with_a_client_that_is_always_late_still_uses_every_sample(make_split, spec):
     made = make_split(spec, **{**PAIR, "sizes": (9, 6, 7)}, deadline=0.5)
-    made.site.delays = listed([0.2, 0.9, 0.2])
+    made.trainer.delays = listed([0.2, 0.9, 0.2])
     made.run()
     late = [line for line in steps(made) if "late" in line]
     assert late
@@ -251,7 +251,7 @@ def test_a_schedule_is_redrawn_only_after_someone_was_late(make_split, monkeypat
     monkeypatch.setattr(made.state, "schedule", lambda left, rng: drawn.append(left.tolist()) or schedule(left, rng))
     made.run()
     assert drawn == [[9, 9], [9, 9]]
-    made.site.delays = listed([0.2, 0.9])
+    made.trainer.delays = listed([0.2, 0.9])
     drawn.clear()
     made.loop.budget = type(made.loop.budget)(3, 1)
     made.run()
@@ -265,25 +265,25 @@ def test_a_schedule_is_redrawn_only_after_someone_was_late(make_split, monkeypat
 
 def test_a_moving_mean_of_weight_a_half(make_split):
     made = make_split("psl", **{**PAIR, "sizes": (9, 9, 9)}, deadline=2.5)
-    site = made.site
-    assert np.isnan(site.measured).all()
-    site.delays = listed([1, 2, 9])
+    trainer = made.trainer
+    assert np.isnan(trainer.measured).all()
+    trainer.delays = listed([1, 2, 9])
     made.step(1, 1, 0)
-    assert site.measured[:2].tolist() == [1, 2]
-    assert np.isnan(site.measured[2])
-    site.delays = listed([3, 4, 8])
+    assert trainer.measured[:2].tolist() == [1, 2]
+    assert np.isnan(trainer.measured[2])
+    trainer.delays = listed([3, 4, 8])
     made.step(1, 0, 0)
-    assert site.measured[:2].tolist() == [2, 2]
+    assert trainer.measured[:2].tolist() == [2, 2]
     made.step(1, 1, 1)  # 1 and 2 are late, and that is seen
-    assert site.late.tolist() == [1, 2]
-    assert site.measured.tolist() == [2.5, 3, 8]
+    assert trainer.late.tolist() == [1, 2]
+    assert trainer.measured.tolist() == [2.5, 3, 8]
 
 
 def test_what_is_measured_has_the_forward_pass_in_it(make_split):
     made = make_split("psl", **{**PAIR, "profile": Profile(step_seconds=0.3)}, profile_batch=2)
-    made.site.delays = listed([1, 2])
+    made.trainer.delays = listed([1, 2])
     made.step(3, 1)
-    assert made.site.measured == pytest.approx([1 + 0.1, 2 + 0.1 / 3])
+    assert made.trainer.measured == pytest.approx([1 + 0.1, 2 + 0.1 / 3])
 
 
 @pytest.mark.parametrize("delays", ["known", "measured"])
@@ -297,7 +297,7 @@ def test_lds_begins_without_delays_if_they_have_to_be_measured(make_split, monke
 
     monkeypatch.setattr(psl, "lds_epoch", spy)
     made = make_split(f"psl:sampler=lds,delays={delays}", **{**PAIR, "epochs": 3})
-    made.site.delays = listed([1, 4])
+    made.trainer.delays = listed([1, 4])
     made.run()
     assert given == ([None, [1, 4], [1, 4]] if delays == "measured" else [[1, 4]] * 3)
 
@@ -312,7 +312,7 @@ def test_whom_nobody_has_asked_yet_counts_as_average(make_split, monkeypatch):
 
     monkeypatch.setattr(psl, "lds_epoch", spy)
     made = make_split("psl:sampler=lds,delays=measured", **{**PAIR, "sizes": (9, 9, 9, 9)})
-    made.site.delays = listed([1, 4, 7, 7])
+    made.trainer.delays = listed([1, 4, 7, 7])
     made.step(1, 1, 0, 0)
     made.state.schedule(np.array([8, 8, 9, 0]), np.random.default_rng(0))
     assert given == [[1, 4, 2.5]]
@@ -333,19 +333,19 @@ def test_under_lds_fewer_steps_wait_for_the_straggler(make_split):
     found = {}
     for spec in ("ugs", "lds,strength=0", "lds,strength=0.5", "lds,strength=1", "lds,strength=1,delays=measured"):
         made = make_split(f"psl:sampler={spec}", **options)
-        slow = int(made.site.delays.typical.argmax())
+        slow = int(made.trainer.delays.typical.argmax())
         made.run()
         waits = sum(any(client == slow for client, _ in step) for step in made.used)
-        assert made.site.clock.now == pytest.approx(waits * 1.0 + (len(made.used) - waits) * 0.1)
+        assert made.trainer.clock.now == pytest.approx(waits * 1.0 + (len(made.used) - waits) * 0.1)
         assert len(made.used) == 4 * 8
-        found[spec] = made.site.clock.now
+        found[spec] = made.trainer.clock.now
     assert found["lds,strength=1"] < found["lds,strength=0.5"] < 0.8 * found["lds,strength=0"]
     assert found["lds,strength=1"] < 0.6 * found["ugs"]
     assert found["lds,strength=1"] < found["lds,strength=1,delays=measured"] < 0.8 * found["ugs"]
 
 
 def test_rows_that_are_asked_for_by_hand():
-    row = Row(np.array([0, 3, 4]), np.array([2, 1, 5]))
+    row = BatchComposition(np.array([0, 3, 4]), np.array([2, 1, 5]))
     assert row.total == 8
     assert row.only(np.array([True, False, True])).clients.tolist() == [0, 4]
     assert row.only([1]).sizes.tolist() == [1]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsync.errors import DivergedError, UsageError
-from sparsync.split import Row
+from sparsync.split import BatchComposition
 from sparsync.split.channel import Channel
 from sparsync.system import Profile
 from sparsync.task import Dataset, Task, from_arrays
@@ -62,8 +62,8 @@ def test_gradients_of_three_parameters_are_summed_by_hand(make_split, copies):
     task = Sum(from_arrays(x, [0, 1, 0, 1], x, [0, 1, 0, 1]), lambda shape, classes: lines(None))
     made = make_split(f"psl:copies={copies}", task=task, sizes=(1, 2, 1), batch_size=3, optimizer="sgd:lr=0.1")
     assert made.step(1, 2, 0) == pytest.approx(2 * 3 * (1 + 3))
-    assert made.site.bottoms.arena.params.tolist() == [[pytest.approx(0.8)]] * (3 if copies else 1)
-    assert made.site.tops.arena.params.tolist() == [[pytest.approx(0.4), pytest.approx(2.4)]]
+    assert made.trainer.bottoms.arena.params.tolist() == [[pytest.approx(0.8)]] * (3 if copies else 1)
+    assert made.trainer.tops.arena.params.tolist() == [[pytest.approx(0.4), pytest.approx(2.4)]]
 
 
 # 2. Property 5: centralised SGD on the concatenated batch
@@ -76,7 +76,7 @@ def test_a_step_with_any_row_is_a_step_of_sgd(make_split, by_hand, row, dtype, c
     made = make_split(f"psl:copies={copies}", dtype=dtype, optimizer="sgd:lr=0.5")
     made.step(*row)
     assert [(client, len(indices)) for client, indices in made.used[0]] == [(k, n) for k, n in enumerate(row) if n]
-    reached = made.site.whole().state_dict()
+    reached = made.trainer.whole().state_dict()
     assert_alike(reached, lambda nudge: by_hand(made, torch.optim.SGD, nudge, lr=0.5))
     assert distance(reached, made.first.state_dict()) > 0.01
 
@@ -89,7 +89,7 @@ def test_a_step_of_a_residual_network_whose_bottom_norms_were_replaced(make_spli
     kinds = [type(part) for part in made.first.modules() if "Norm" in type(part).__name__]
     assert kinds == [nn.GroupNorm] * 3 + [nn.BatchNorm2d] * 6
     made.step(2, 0, 7)
-    assert_alike(made.site.whole().state_dict(), lambda nudge: by_hand(made, torch.optim.SGD, nudge, lr=0.1))
+    assert_alike(made.trainer.whole().state_dict(), lambda nudge: by_hand(made, torch.optim.SGD, nudge, lr=0.1))
 
 
 @BOTH
@@ -120,7 +120,7 @@ def test_the_learning_rate_follows_the_schedule_by_global_step(make_split, by_ha
     made = make_split("psl", dtype=torch.float64, optimizer="sgd:lr=0.5", schedule="step:every=3,factor=0")
     made.run()
     del made.used[3:]  # from step 4 on the rate is 0
-    halves = made.site.whole().state_dict()
+    halves = made.trainer.whole().state_dict()
     parameters = dict(made.first.named_parameters())  # a BatchNorm's statistics go on
 
     def of_three_steps(nudge: Nudge) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ def test_whose_the_samples_are_changes_nothing_but_rounding(make_split):
     def stepped(sizes: tuple[int, ...], nudge: Nudge = exactly) -> dict[str, Tensor]:
         made = make_split("psl", sizes=sizes, dtype=torch.float64, nudge=nudge)
         made.step(*sizes)
-        return made.site.whole().state_dict()
+        return made.trainer.whole().state_dict()
 
     assert_alike(stepped((1, 20, 29)), lambda nudge: stepped((12, 7, 20, 1, 10), nudge))
 
@@ -145,13 +145,13 @@ def test_whose_the_samples_are_changes_nothing_but_rounding(make_split):
 @pytest.mark.parametrize("optimizer", ["sgd:lr=0.3,momentum=0.9", "adam:lr=0.05"])
 def test_all_bottoms_are_equal_after_every_step_also_of_clients_that_never_take_part(make_split, optimizer):
     made = make_split("psl:copies=True", optimizer=optimizer)
-    arena, seen = made.site.bottoms.arena, []
+    arena, seen = made.trainer.bottoms.arena, []
     for row in [(3, 2, 4, 0, 0), (2, 0, 5, 0, 1), (0, 0, 2, 0, 0), (1, 1, 1, 0, 1)]:
         made.step(*row)  # client 3 never
         assert torch.equal(arena.params, arena.params[:1].expand_as(arena.params))
         seen.append(arena.params[3].clone())
     assert not any(torch.equal(one, other) for one, other in pairwise(seen))
-    states = made.site.bottoms.state_dict()["optimizers"]
+    states = made.trainer.bottoms.state_dict()["optimizers"]
     for name, value in states[3].items():  # patched weights alone would diverge at the next step
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[0][name])), name
 
@@ -159,7 +159,7 @@ def test_all_bottoms_are_equal_after_every_step_also_of_clients_that_never_take_
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_bottom_stands_for_all(make_split, sampler):
     def equal() -> None:
-        params = every.site.bottoms.arena.params
+        params = every.trainer.bottoms.arena.params
         assert torch.equal(params, params[:1].expand_as(params))
 
     options = {"model": "mlp:hidden=8", "dtype": torch.float64}
@@ -167,10 +167,10 @@ def test_one_bottom_stands_for_all(make_split, sampler):
     one.run()
     again = functools.partial(make_split, f"psl:sampler={sampler}", **options)
     assert_alike(every.run(equal), lambda nudge: again(nudge=nudge).run())
-    assert one.site.bottoms.rows == 1
-    assert every.site.bottoms.rows == 5
-    assert every.site.ledger.moved == one.site.ledger.moved
-    assert every.site.ledger.paper == one.site.ledger.paper
+    assert one.trainer.bottoms.rows == 1
+    assert every.trainer.bottoms.rows == 5
+    assert every.trainer.ledger.moved == one.trainer.ledger.moved
+    assert every.trainer.ledger.paper == one.trainer.ledger.paper
     seconds = [[line["seconds"] for line in run.lines if "seconds" in line] for run in (one, every)]
     assert seconds[0] == pytest.approx(seconds[1])
 
@@ -235,16 +235,16 @@ def test_a_step_of_the_authors_resnet_in_the_paper_view(make_split):
     x = rng.integers(0, 256, (9, 3, 32, 32)).astype(np.uint8)
     task = Task(from_arrays(x, np.arange(9), x, np.arange(9), classes=10), "resnet18")
     made = make_split("psl", task=task, sizes=(3, 3, 3), cut="layer2", bottom_norm="group", batch_size=4)
-    site, paper = made.site, made.site.ledger.paper
-    assert site.bottoms.numel == 149_824
-    assert site.tops.numel == 11_024_138
+    trainer, paper = made.trainer, made.trainer.ledger.paper
+    assert trainer.bottoms.numel == 149_824
+    assert trainer.tops.numel == 11_024_138
     assert paper == {"model": 3 * 599_296}
-    row = site.ask(Row(np.array([0, 2]), np.array([2, 1])))
-    crossing = site.forward(row)
-    assert crossing.arrived[0].numel() == 65_536
-    crossing.arrived.grad = torch.zeros_like(crossing.arrived)
-    site.backward(crossing)
-    site.share_gradient(row)
+    row = trainer.ask(BatchComposition(np.array([0, 2]), np.array([2, 1])))
+    cut_tensors = trainer.forward(row)
+    assert cut_tensors.arrived[0].numel() == 65_536
+    cut_tensors.arrived.grad = torch.zeros_like(cut_tensors.arrived)
+    trainer.backward(cut_tensors)
+    trainer.share_gradient(row)
     assert paper["activation"] == 3 * 262_144
     assert paper["label"] == 3 * 8
     assert paper["gradient"] == 3 * 262_144 + (2 + 3) * 599_296
@@ -257,7 +257,7 @@ def test_every_byte_of_a_run_of_one_step_by_hand(make_split):
     """A message of n bytes has 29 more: 20 of header, 1 + 8 of its table. 56 parameters below the cut, 27 above it."""
     made = make_split("psl", **TINY)
     made.run()
-    ledger = made.site.ledger
+    ledger = made.trainer.ledger
     bottom, three, two = 29 + 4 * 56, 29 + 3 * 32, 29 + 2 * 32  # a sample is 8 numbers at the cut
     assert {kind: own.tolist() for kind, own in ledger.sent.items()} == {
         "model": [0, 0],
@@ -285,16 +285,16 @@ def test_lds_asks_for_histograms_and_delays(make_split):
     plain, lds = make_split("psl", **TINY), make_split("psl:sampler=lds", **TINY)
     plain.run()
     lds.run()
-    more = lds.site.ledger.sent["control"] - plain.site.ledger.sent["control"]
+    more = lds.trainer.ledger.sent["control"] - plain.trainer.ledger.sent["control"]
     assert more.tolist() == [8 * 3 + 29 + 8] * 2  # three classes; a delay in a message of its own
-    assert lds.site.ledger.received["control"].tolist() == plain.site.ledger.received["control"].tolist()
+    assert lds.trainer.ledger.received["control"].tolist() == plain.trainer.ledger.received["control"].tolist()
 
 
 def test_a_long_schedule_travels_as_pairs_of_step_and_size(make_split):
     made = make_split("psl:sampler=fls", model="mlp:hidden=2", sizes=(20, 1), batch_size=2, epochs=1)
-    before = made.site.ledger.received["control"].copy()
-    assert made.state.schedule(made.site.left, np.random.default_rng(0)).shape == (20, 2)
-    assert (made.site.ledger.received["control"] - before).tolist() == [29 + 4 * 20, 29 + 8]
+    before = made.trainer.ledger.received["control"].copy()
+    assert made.state.schedule(made.trainer.left, np.random.default_rng(0)).shape == (20, 2)
+    assert (made.trainer.ledger.received["control"] - before).tolist() == [29 + 4 * 20, 29 + 8]
 
 
 def test_labels_that_stay_with_the_clients(make_split):
@@ -304,7 +304,7 @@ def test_labels_that_stay_with_the_clients(make_split):
     for name, tensor in reached[0].items():
         assert torch.equal(tensor, reached[1][name])
     assert [line.get("train_loss") for line in there.lines] == [line.get("train_loss") for line in here.lines]
-    with_labels, without = there.site.ledger, here.site.ledger
+    with_labels, without = there.trainer.ledger, here.trainer.ledger
     assert "label" not in without.moved
     assert "label" not in without.paper
     outputs = np.array([29 + 3 * 12, 29 + 2 * 12])
@@ -339,7 +339,7 @@ def test_codecs_train_and_send_what_they_say(make_split, monkeypatch, chain, dir
     counts = [len(indices) for contributions in made.used for _, indices in contributions]
     assert len(sent) == len(counts)
     plain.run()
-    ours, theirs = made.site.ledger, plain.site.ledger
+    ours, theirs = made.trainer.ledger, plain.trainer.ledger
     each, most = CHAINS[chain]
     number = 4 if dtype == torch.float32 else 8
     exact = sum(29 + number * 8 * n for n in counts)  # of the other side, and here without the codec
@@ -427,10 +427,10 @@ def test_dropout_is_each_clients_own_whether_its_bottom_is_or_not(make_split):
     assert_alike(every, lambda nudge: make_split("psl", model=dropping, dtype=torch.float64, nudge=nudge).run())
     alike = from_arrays(np.ones((8, 6), np.float32), np.arange(8) % 2, np.ones((2, 6), np.float32), [0, 1])
     made = make_split("psl", task=Task(alike, dropping), sizes=(4, 4))
-    site, row = made.site, Row(np.array([0, 1]), np.array([2, 2]))
+    trainer, row = made.trainer, BatchComposition(np.array([0, 1]), np.array([2, 2]))
     masks = []
-    for site.step in (0, 1):
-        masks += site.forward(site.ask(row)).arrived.split(2)
+    for trainer.step in (0, 1):
+        masks += trainer.forward(trainer.ask(row)).arrived.split(2)
     assert not any(torch.equal(masks[i], masks[j]) for i in range(4) for j in range(i))
 
 
@@ -448,8 +448,8 @@ def test_a_sample_size_beyond_the_data_is_a_mistake_but_not_at_the_end_of_an_epo
         make_split("psl:sampler=lds,sample_size=50").run()
     made = make_split("psl:sampler=lds,sample_size=49")
     for left in ([3, 0, 2, 1, 0], [0, 0, 1, 0, 0]):
-        made.site.left = np.array(left)
-        drawn = made.state.schedule(made.site.left, np.random.default_rng(0))
+        made.trainer.left = np.array(left)
+        drawn = made.state.schedule(made.trainer.left, np.random.default_rng(0))
         assert drawn.sum(axis=0).tolist() == left
 
 
@@ -457,4 +457,4 @@ def test_time_and_profile_do_not_touch_the_training(make_split):
     slow = Profile(step_seconds=3, bandwidth=10, latency=2)
     one, other = make_split("psl"), make_split("psl", profile=slow, delays="constant:seconds=9,jitter=1")
     assert distance(one.run(), other.run()) == 0
-    assert one.site.clock.now < other.site.clock.now
+    assert one.trainer.clock.now < other.trainer.clock.now

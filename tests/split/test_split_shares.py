@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparsync.split.site import _portion
+from sparsync.split.trainer import _portion
 
 
 @pytest.mark.parametrize(

@@ -129,8 +129,8 @@ def test_a_bottom_without_anything_to_prune(make_split, bottom: nn.Module) -> No
         return nn.Sequential(first, nn.Tanh(), nn.Linear(18, classes))
 
     made = make_split("psl", model=model, sizes=(8, 8), cut="2", epochs=1)
-    before = torch.cat([one.detach().flatten().clone() for one in made.site.cut.bottom.parameters()])
+    before = torch.cat([one.detach().flatten().clone() for one in made.trainer.cut.bottom.parameters()])
     made.run()
     assert not torch.equal(
-        before, torch.cat([one.flatten() for one in made.site.whole().get_submodule("0").parameters()])
+        before, torch.cat([one.flatten() for one in made.trainer.whole().get_submodule("0").parameters()])
     )

@@ -81,16 +81,16 @@ def test_version_2s_one_top_meets_clients_one_after_another(make_split, monkeypa
     """Each client's gradients come from the top as it found it; its bottom steps when the server is through."""
     made = make_split("splitfed:version=2", sizes=(12, 12, 12), **THREE)
     orders: list[list[int]] = []
-    top = made.site.top
+    top = made.trainer.top
 
-    def met(crossing: Any, client: int) -> float:
-        if made.site.step == len(orders):
+    def met(cut_tensors: Any, client: int) -> float:
+        if made.trainer.step == len(orders):
             orders.append([])
         orders[-1].append(client)
-        loss: float = top(crossing, client)
+        loss: float = top(cut_tensors, client)
         return loss
 
-    monkeypatch.setattr(made.site, "top", met)
+    monkeypatch.setattr(made.trainer, "top", met)
     reached = made.run()
     assert all(sorted(order) == [0, 1, 2] for order in orders)
     assert len({tuple(order) for order in orders}) > 2
@@ -127,8 +127,10 @@ def test_the_order_is_drawn_by_seed_and_step_alone(make_split):
     def orders(seed: int) -> list[list[int]]:
         seen: list[list[int]] = []
         made = make_split("splitfed:version=2", seed=seed, sizes=(9, 9, 9), model="mlp:hidden=4")
-        top: Callable[..., float] = made.site.top
-        made.site.top = lambda crossing, client: seen.append([made.site.step, client]) or top(crossing, client)
+        top: Callable[..., float] = made.trainer.top
+        made.trainer.top = lambda cut_tensors, client: (
+            seen.append([made.trainer.step, client]) or top(cut_tensors, client)
+        )
         torch.manual_seed(seed + 100)
         made.run()
         return seen
@@ -142,20 +144,22 @@ def test_the_order_is_drawn_by_seed_and_step_alone(make_split):
 @pytest.mark.parametrize("version", [1, 2])
 def test_halves_are_equal_after_an_epoch_and_only_then(make_split, version):
     made = make_split(f"splitfed:version={version}", sizes=(12, 6, 20, 2, 10))
-    site, seen = made.site, []
+    trainer, seen = made.trainer, []
 
     def equal(rows: Tensor) -> bool:
         return torch.equal(rows, rows[:1].expand_as(rows))
 
     def look() -> None:
-        seen.append((site.epoch, site.left.any(), equal(site.bottoms.arena.params), equal(site.tops.arena.params)))
+        seen.append(
+            (trainer.epoch, trainer.left.any(), equal(trainer.bottoms.arena.params), equal(trainer.tops.arena.params))
+        )
 
     made.run(look)
-    assert (site.bottoms.rows, site.tops.rows) == (5, 5 if version == 1 else 1)
+    assert (trainer.bottoms.rows, trainer.tops.rows) == (5, 5 if version == 1 else 1)
     for _, within, bottoms, tops in seen:
         assert bottoms == (not within)
         assert tops == (version == 2 or not within)
-    assert equal(site.tops.arena.buffers)
+    assert equal(trainer.tops.arena.buffers)
     assert sum(not within for _, within, *_ in seen) == 2
 
 
@@ -163,9 +167,9 @@ def test_halves_are_equal_after_an_epoch_and_only_then(make_split, version):
 def test_a_client_without_samples_in_a_step_stands_still(make_split, optimizer):
     made = make_split("splitfed", model="mlp:hidden=8", optimizer=optimizer)
     made.step(2, 2, 2, 0, 2)
-    before = [half.arena.params.clone() for half in (made.site.bottoms, made.site.tops)]
+    before = [half.arena.params.clone() for half in (made.trainer.bottoms, made.trainer.tops)]
     made.step(2, 0, 2, 1, 0)  # client 3 for the first time
-    for half, then in zip((made.site.bottoms, made.site.tops), before, strict=True):
+    for half, then in zip((made.trainer.bottoms, made.trainer.tops), before, strict=True):
         moved = (half.arena.params != then).any(1)
         assert moved.tolist() == [True, False, True, True, False]
 
@@ -176,7 +180,7 @@ def test_a_client_without_samples_in_a_step_stands_still(make_split, optimizer):
 def test_models_travel_once_per_epoch_and_gradients_of_bottoms_never(make_split):
     made = make_split("splitfed", model="mlp:hidden=8", sizes=(3, 2), batch_size=4)
     made.run()
-    ledger, bottom = made.site.ledger, 29 + 4 * 56
+    ledger, bottom = made.trainer.ledger, 29 + 4 * 56
     assert ledger.sent["model"].tolist() == [2 * bottom] * 2  # two epochs
     assert ledger.received["model"].tolist() == [3 * bottom] * 2  # and the first one
     assert ledger.paper["model"] == (1 + 2 * 2) * 2 * 224
@@ -194,9 +198,9 @@ def test_labels_that_stay_cost_each_client_its_own_messages_alone(make_split):
         made.step(4, 2)
     outputs = 29 + 12 * np.array([4, 2])  # bytes of each client's message down, and of that up again
     labels = 8 + np.array([4, 2])
-    assert here.site.times.up - there.site.times.up == pytest.approx(2 * (0.25 + outputs / 1000) - labels / 1000)
-    assert np.array_equal(here.site.ledger.sent["gradient"], outputs)
-    assert torch.equal(here.site.tops.arena.params, there.site.tops.arena.params)
+    assert here.trainer.times.up - there.trainer.times.up == pytest.approx(2 * (0.25 + outputs / 1000) - labels / 1000)
+    assert np.array_equal(here.trainer.ledger.sent["gradient"], outputs)
+    assert torch.equal(here.trainer.tops.arena.params, there.trainer.tops.arena.params)
 
 
 # 4. Bad inputs

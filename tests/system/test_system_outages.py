@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.system import Outage, Profile, System
-from sparsync.system.system import Draws, Outages
+from sparsync.system.system import Outages, RandomOutages
 
 UNRELIABLE = Profile(mean_up=10, mean_down=3)
 
@@ -52,7 +52,7 @@ def test_work_that_a_rounding_error_keeps_from_its_end_is_done() -> None:
 
 
 def test_an_outage_without_an_end_hides_what_is_drawn_after_it() -> None:
-    own = Outages([(5, math.inf)], Draws(np.random.default_rng(0), 1e9, 1))
+    own = Outages([(5, math.inf)], RandomOutages(np.random.default_rng(0), 1e9, 1))
     assert own.at(6) == math.inf
     assert list(own.work(4, 2)) == [("compute", 5), ("away", math.inf)]
 

@@ -177,12 +177,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def test_refused_by_name(blobs: Dataset, model: Callable[[], nn.Module], says: str) -> None:
     task = Task(blobs, model)
 
-    def seat() -> None:
+    def bound() -> None:
         module = task.module(0)
         Learner(task, module, Arena(module, 1, CPU, torch.float32))
 
     with pytest.raises(UsageError, match=re.escape(says)):
-        seat()
+        bound()
 
 
 def test_what_is_tried_leaves_no_trace(blobs: Dataset) -> None:
@@ -197,14 +197,14 @@ def test_what_is_tried_leaves_no_trace(blobs: Dataset) -> None:
     module = task.module(0)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    habits = task.habits(module)
+    behaviour = task.behaviour(module)
     task.evaluate(module, 0, 10)
     now = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     assert all(now[name] is tensor and torch.equal(tensor, values[name]) for name, tensor in tensors.items())
     assert all(parameter.grad is None for parameter in module.parameters())
-    assert habits.changed == {"level", "count", "seen"}
-    assert not habits.stochastic
-    assert habits.lonely is None
+    assert behaviour.changed == {"level", "count", "seen"}
+    assert not behaviour.stochastic
+    assert behaviour.lonely is None
 
 
 def test_types_are_kept(blobs: Dataset) -> None:
@@ -229,15 +229,15 @@ class Squeezed(nn.Module):
 )
 def test_whether_it_learns_from_a_single_sample_is_tried(blobs: Dataset, layer: nn.Module, lonely: bool) -> None:
     task = Task(blobs, lambda: nn.Sequential(layer, nn.Linear(6, 3)))
-    habits = task.habits(task.module(0))
-    assert (habits.lonely is not None) == lonely
+    behaviour = task.behaviour(task.module(0))
+    assert (behaviour.lonely is not None) == lonely
     for samples, batch_size in (([5, 1], 4), ([5, 5], 1)):
         if lonely:
             with pytest.raises(UsageError, match="single sample"):
-                habits.check_batches("worker", samples, batch_size)
+                behaviour.check_batches("worker", samples, batch_size)
         else:
-            habits.check_batches("worker", samples, batch_size)
-    habits.check_batches("worker", [2, 3], 2)
+            behaviour.check_batches("worker", samples, batch_size)
+    behaviour.check_batches("worker", [2, 3], 2)
 
 
 def test_aliases_are_found_before_types_are_converted(blobs: Dataset) -> None:
@@ -279,4 +279,4 @@ ACCEPTED: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("model", ACCEPTED.values(), ids=ACCEPTED)
 def test_references_that_follow_are_accepted(blobs: Dataset, model: Callable[[], nn.Module]) -> None:
     task = Task(blobs, model)
-    task.habits(task.module(0))
+    task.behaviour(task.module(0))

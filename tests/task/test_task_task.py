@@ -35,7 +35,7 @@ def test_global_generator_is_left_alone(digits: Dataset) -> None:
     task = Task(digits, "vgg16-star")
     before = torch.get_rng_state()
     module = task.module(3)
-    assert task.habits(module).stochastic
+    assert task.behaviour(module).stochastic
     task.evaluate(module, 0, 4)
     with pytest.raises(UsageError):
         Task(digits, lambda: nn.Linear(1, 1)).module(0)
@@ -92,7 +92,7 @@ def test_stochastic(digits: Dataset, model: str, expected: bool) -> None:
     frozen = module.get_submodule("fc").eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = torch.get_rng_state()
-    assert task.habits(module).stochastic == expected
+    assert task.behaviour(module).stochastic == expected
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert module.training
@@ -134,7 +134,7 @@ def test_bad_models(digits: Dataset, model: str | Callable[..., nn.Module], mess
 def test_one_training_example_is_enough() -> None:
     x, y = np.zeros((1, 1, 8, 8), dtype=np.uint8), np.array([1])
     task = Task(from_arrays(x, y, x, y, classes=2), "resnet8")
-    assert not task.habits(task.module(0)).stochastic
+    assert not task.behaviour(task.module(0)).stochastic
 
 
 def test_lazy_modules_are_seeded_too(digits: Dataset) -> None:

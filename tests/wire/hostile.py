@@ -6,7 +6,18 @@ import numpy as np
 import torch
 
 from sparsync.errors import PayloadError
-from sparsync.wire import HEADER_BYTES, Chain, Known, Masked, NonZero, Relative, Section, pack, pack_parcel, parse_chain
+from sparsync.wire import (
+    HEADER_BYTES,
+    Chain,
+    KnownSupport,
+    MaskedSupport,
+    MessageSection,
+    NonZeroSupport,
+    RelativeSupport,
+    pack,
+    pack_parcel,
+    parse_chain,
+)
 from sparsync.wire.parcel import PARCEL
 from sparsync.wire.positions import CODES, encode_positions
 
@@ -14,21 +25,24 @@ _EXTREMES = np.array([0, 1, 2, 3, 127, 128, 129, 255], np.uint8)
 _TEXTS = ["float32", "sparse", "topk(0.1)+q8(block=16)", "sparse+q4", "sparse+topk(0.5)+q2(block=3)", "sparse+float16"]
 
 
-def _targets(rng: np.random.Generator) -> list[tuple[Chain, int, list[Section]]]:
+def _targets(rng: np.random.Generator) -> list[tuple[Chain, int, list[MessageSection]]]:
     """Chains with a length and a good message each, the supports in every code."""
     targets = []
     for numel in (0, 1, 40, 700, 3000):
         x = torch.from_numpy((rng.standard_normal(numel) * (rng.random(numel) < 0.1)).astype(np.float32))
         superset = (x != 0) | torch.from_numpy(rng.random(numel) < 0.1)
         senders = [parse_chain(text) for text in _TEXTS]
-        senders += [Chain((support,)) for support in (Known(superset), Masked(superset), Relative(superset))]
+        senders += [
+            Chain((support,))
+            for support in (KnownSupport(superset), MaskedSupport(superset), RelativeSupport(superset))
+        ]
         for chain in senders:
             targets.append((chain, numel, chain.encode_body(x)))
         for code in CODES:
             for mask in (x != 0, ~superset):
                 side = encode_positions(np.flatnonzero(mask.numpy()), numel, code)
                 numbers = Chain().encode_body(x[mask])
-                targets.append((Chain((NonZero(),)), numel, [*numbers, Section("mask", side, 8)]))
+                targets.append((Chain((NonZeroSupport(),)), numel, [*numbers, MessageSection("mask", side, 8)]))
     return targets
 
 

@@ -14,13 +14,13 @@ from sparsync.wire import (
     HEADER_BYTES,
     Chain,
     Dense,
-    Known,
-    Masked,
-    NonZero,
+    KnownSupport,
+    MaskedSupport,
+    MessageSection,
+    NonZeroSupport,
     Quantised,
-    Relative,
-    Section,
-    TopK,
+    RelativeSupport,
+    TopKSupport,
     decode_parts,
     kinds_of,
     pack_parcel,
@@ -28,7 +28,7 @@ from sparsync.wire import (
     unpack_parcel,
     values_of,
 )
-from sparsync.wire.supports import Support, largest
+from sparsync.wire.supports import SupportStage, largest
 
 CHAINS = [
     "float32",
@@ -64,8 +64,8 @@ def rng() -> np.random.Generator:
 def test_layout_by_hand() -> None:
     payload = parse_chain("topk(0.5)+q8").encode(torch.tensor([0.0, -127.0, 1.0, 64.0]))
     numbers, side = unpack_parcel(payload, 100)
-    assert numbers == Section("model", np.float32(1).tobytes() + bytes([0, 127 + 64]), 5)
-    assert side == Section("mask", bytes([1, 0b01010000]), 8)  # a bitmap
+    assert numbers == MessageSection("model", np.float32(1).tobytes() + bytes([0, 127 + 64]), 5)
+    assert side == MessageSection("mask", bytes([1, 0b01010000]), 8)  # a bitmap
     assert len(payload) == HEADER_BYTES + 1 + 2 * 8 + 6 + 2
 
 
@@ -180,7 +180,7 @@ def test_largest_are_those_of_a_stable_sort(numbers: list[float], count: int) ->
 
 @pytest.mark.parametrize(("numel", "fraction", "count"), [(0, 0.5, 0), (1, 0.01, 1), (10, 0.25, 2), (100, 0.999, 100)])
 def test_topk_keeps_an_exact_count(numel: int, fraction: float, count: int) -> None:
-    chain = Chain((TopK(fraction),))
+    chain = Chain((TopKSupport(fraction),))
     assert int((chain.decode(chain.encode(torch.ones(numel)), numel) != 0).sum()) == count
 
 
@@ -195,14 +195,14 @@ def test_topk_counts_what_arrives() -> None:
 
 def test_masked_sends_zeros_under_the_mask_and_nothing_outside() -> None:
     mask = torch.tensor([[True, False], [True, True]])
-    payload = Chain((Masked(mask),)).encode(torch.tensor([0.0, 5.0, 2.0, 3.0]))
+    payload = Chain((MaskedSupport(mask),)).encode(torch.tensor([0.0, 5.0, 2.0, 3.0]))
     assert values_of(payload) == {"model": 12}
-    assert Chain((NonZero(),)).decode(payload, 4).tolist() == [0, 0, 2, 3]
+    assert Chain((NonZeroSupport(),)).decode(payload, 4).tolist() == [0, 0, 2, 3]
 
 
 def test_known_costs_not_one_byte() -> None:
     x = sparse(1000, 0.1)
-    chain = Chain().with_support(Known(x != 0))
+    chain = Chain().with_support(KnownSupport(x != 0))
     payload = chain.encode(x)
     assert kinds_of(payload) == {"model": HEADER_BYTES + 1 + 8 + 4 * int((x != 0).sum())}
     assert torch.equal(chain.decode(payload, 1000), x)
@@ -212,41 +212,41 @@ def test_known_costs_not_one_byte() -> None:
 def test_relative_is_shorter_and_falls_back() -> None:
     superset = torch.rand(10_000, generator=torch.Generator().manual_seed(1)) < 0.1
     x = sparse(10_000, 0.9) * superset
-    chain = Chain((Relative(superset),))
+    chain = Chain((RelativeSupport(superset),))
     payload = chain.encode(x)
     assert torch.equal(chain.decode(payload, 10_000), x)
     assert kinds_of(payload)["mask"] <= 8 + 1 + int(superset.sum()) / 8
-    assert kinds_of(payload)["mask"] < kinds_of(Chain((NonZero(),)).encode(x))["mask"] / 3
+    assert kinds_of(payload)["mask"] < kinds_of(Chain((NonZeroSupport(),)).encode(x))["mask"] / 3
     x[int((~superset).nonzero()[0])] = 1.0  # outside
     assert torch.equal(chain.decode(chain.encode(x), 10_000), x)
-    assert chain.encode(x) == Chain((NonZero(),)).encode(x)
+    assert chain.encode(x) == Chain((NonZeroSupport(),)).encode(x)
     with pytest.raises(PayloadError, match="positions are missing, or relative to a mask"):
-        Chain((NonZero(),)).decode(payload, 10_000)
+        Chain((NonZeroSupport(),)).decode(payload, 10_000)
 
 
 @pytest.mark.parametrize("count", [0, 1, 64])
 def test_masks_of_nothing_and_everything(count: int) -> None:
     mask = torch.arange(64) < count
     x = torch.ones(64) * mask
-    for support in (Masked(mask), Known(mask), Relative(mask)):
+    for support in (MaskedSupport(mask), KnownSupport(mask), RelativeSupport(mask)):
         chain = Chain((support,))
         assert torch.equal(chain.decode(chain.encode(x), 64), x)
 
 
 def test_supports_compose() -> None:
     mask = torch.arange(100) % 2 == 0
-    chain = parse_chain("topk(0.1)+q8").with_support(Known(mask))
+    chain = parse_chain("topk(0.1)+q8").with_support(KnownSupport(mask))
     got = chain.decode(chain.encode(torch.arange(100.0)), 100)
     assert got.nonzero().flatten().tolist() == [90, 92, 94, 96, 98]
     assert str(chain) == "known+topk(0.1)+q8"
 
 
-@pytest.mark.parametrize("made", [Masked, Known, Relative])
-def test_mask_of_another_length(made: type[Masked] | type[Known] | type[Relative]) -> None:
-    support: Support = made(torch.ones(3, dtype=torch.bool))
+@pytest.mark.parametrize("made", [MaskedSupport, KnownSupport, RelativeSupport])
+def test_mask_of_another_length(made: type[MaskedSupport] | type[KnownSupport] | type[RelativeSupport]) -> None:
+    support: SupportStage = made(torch.ones(3, dtype=torch.bool))
     with pytest.raises(UsageError, match=f"{support}: a mask of 3 entries for 4 numbers; give it one for each"):
         Chain((support,)).encode(torch.ones(4))
-    if made is not Masked:
+    if made is not MaskedSupport:
         with pytest.raises(UsageError, match="a mask of 3 entries for 4 numbers"):
             Chain((support,)).decode(Chain((support,)).encode(torch.ones(3)), 4)
 
@@ -294,7 +294,7 @@ def test_without_feedback_there_is_no_memory() -> None:
 def test_feedback_changes_no_message_of_its_own() -> None:
     x = sparse(50, 0.5)
     assert parse_chain("ef(topk(0.1)+q8)").encode(x) == parse_chain("topk(0.1)+q8").encode(x)
-    assert str(parse_chain("ef(q8)").with_support(NonZero())) == "ef(sparse+q8)"
+    assert str(parse_chain("ef(q8)").with_support(NonZeroSupport())) == "ef(sparse+q8)"
 
 
 def test_compressing_touches_neither_input_nor_memory() -> None:
@@ -331,19 +331,28 @@ def test_parts_share_a_header() -> None:
     ("sections", "says"),
     [
         ([], "sections of no kind, but sparse+q8 has 2, masks last"),
-        ([Section("model", b"")], "sections of model kind, but sparse+q8 has 2, masks last"),
-        ([Section("model", b""), Section("model", b"")], "sections of model, model kind, but sparse+q8 has 2"),
-        ([Section("model", b""), Section("mask", b"")], "codec 255, expected 5; give both sides the same chain"),
-        ([Section("model", b"", 5), Section("mask", b"")], "positions are missing, or relative to a mask"),
+        ([MessageSection("model", b"")], "sections of model kind, but sparse+q8 has 2, masks last"),
         (
-            [Section("model", b"", 5), Section("mask", bytes(4), 8)],
+            [MessageSection("model", b""), MessageSection("model", b"")],
+            "sections of model, model kind, but sparse+q8 has 2",
+        ),
+        (
+            [MessageSection("model", b""), MessageSection("mask", b"")],
+            "codec 255, expected 5; give both sides the same chain",
+        ),
+        (
+            [MessageSection("model", b"", 5), MessageSection("mask", b"")],
+            "positions are missing, or relative to a mask",
+        ),
+        (
+            [MessageSection("model", b"", 5), MessageSection("mask", bytes(4), 8)],
             "4 bytes for positions among 9, a bitmap is shorter",
         ),
-        ([Section("model", b"", 5), Section("mask", b"", 8)], "support code 4"),
-        ([Section("model", b"", 5), Section("mask", b"\x80", 8)], "0 bytes of q8, expected 9 numbers"),
+        ([MessageSection("model", b"", 5), MessageSection("mask", b"", 8)], "support code 4"),
+        ([MessageSection("model", b"", 5), MessageSection("mask", b"\x80", 8)], "0 bytes of q8, expected 9 numbers"),
     ],
 )
-def test_bad_sections(sections: list[Section], says: str) -> None:
+def test_bad_sections(sections: list[MessageSection], says: str) -> None:
     with pytest.raises(PayloadError) as caught:
         parse_chain("sparse+q8").decode_body(sections, 9)
     assert says in str(caught.value)

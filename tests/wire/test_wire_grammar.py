@@ -5,16 +5,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsync.errors import UsageError
-from sparsync.wire import Chain, Dense, ErrorFeedback, NonZero, Quantised, TopK, parse_chain
+from sparsync.wire import Chain, Dense, ErrorFeedback, NonZeroSupport, Quantised, TopKSupport, parse_chain
 
-supports = st.lists(st.just(NonZero()) | st.floats(0, 1, exclude_min=True).map(TopK), max_size=3).map(tuple)
+supports = st.lists(st.just(NonZeroSupport()) | st.floats(0, 1, exclude_min=True).map(TopKSupport), max_size=3).map(
+    tuple
+)
 values = st.sampled_from(["float32", "bfloat16", "float16"]).map(Dense) | st.builds(  # type: ignore[arg-type]
     Quantised, st.sampled_from([8, 4, 2]), st.none() | st.integers(1, 10**6), st.booleans()
 )
 
 
 @given(supports, values, st.booleans())
-def test_text_goes_round(supports: tuple[TopK | NonZero, ...], values: Dense | Quantised, feedback: bool) -> None:
+def test_text_goes_round(
+    supports: tuple[TopKSupport | NonZeroSupport, ...], values: Dense | Quantised, feedback: bool
+) -> None:
     chain = Chain(supports, values)
     chain = chain.with_feedback() if feedback else chain
     assert parse_chain(str(chain)) == chain

@@ -6,7 +6,7 @@ import torch
 from hostile import attack
 
 from sparsync.errors import PayloadError
-from sparsync.wire import Section, pack_parcel, parse_chain
+from sparsync.wire import MessageSection, pack_parcel, parse_chain
 from sparsync.wire.positions import CODES, decode_positions, encode_positions
 
 
@@ -48,4 +48,4 @@ def test_truncation_at_every_length() -> None:
                 with pytest.raises(PayloadError):
                     chain.decode(pack_parcel(cut), 600)
         with pytest.raises(PayloadError):
-            chain.decode(pack_parcel([*sections, Section("model", b"")]), 600)
+            chain.decode(pack_parcel([*sections, MessageSection("model", b"")]), 600)

@@ -3,13 +3,18 @@ from __future__ import annotations
 import pytest
 
 from sparsync.errors import PayloadError, UsageError
-from sparsync.wire import HEADER_BYTES, Section, kinds_of, pack, pack_parcel, unpack_parcel, values_of
+from sparsync.wire import HEADER_BYTES, MessageSection, kinds_of, pack, pack_parcel, unpack_parcel, values_of
 
-PARTS = [Section("model", b"abc"), Section("mask", b"", 8), Section("gradient", b"d" * 300), Section("model", b"e")]
+PARTS = [
+    MessageSection("model", b"abc"),
+    MessageSection("mask", b"", 8),
+    MessageSection("gradient", b"d" * 300),
+    MessageSection("model", b"e"),
+]
 
 
 def test_layout_by_hand() -> None:
-    payload = pack_parcel([Section("model", b"abc", 5), Section("mask", b"de", 8)])
+    payload = pack_parcel([MessageSection("model", b"abc", 5), MessageSection("mask", b"de", 8)])
     assert payload[5] == 4
     assert payload[HEADER_BYTES:] == b"\2" + b"\0\5\3\0\0\0\0\0" + b"\2\x08\2\0\0\0\0\0" + b"abcde"
 
@@ -31,15 +36,15 @@ def test_every_byte_is_of_one_kind() -> None:
 
 @pytest.mark.parametrize("kind", ["model", "state", "mask", "activation", "gradient", "control"])
 def test_every_kind(kind: str) -> None:
-    payload = pack_parcel([Section(kind, b"x")])  # type: ignore[arg-type]
+    payload = pack_parcel([MessageSection(kind, b"x")])  # type: ignore[arg-type]
     assert kinds_of(payload) == {kind: len(payload)}
 
 
 @pytest.mark.parametrize("count", [0, 256])
 def test_too_few_or_many_sections(count: int) -> None:
     with pytest.raises(UsageError, match=f"parcel: {count} sections; send 1 to 255"):
-        pack_parcel([Section("model", b"")] * count)
-    assert len(unpack_parcel(pack_parcel([Section("model", b"")] * 255), 10_000)) == 255
+        pack_parcel([MessageSection("model", b"")] * count)
+    assert len(unpack_parcel(pack_parcel([MessageSection("model", b"")] * 255), 10_000)) == 255
 
 
 @pytest.mark.parametrize(
@@ -65,6 +70,6 @@ def test_bad_tables(body: bytes, says: str) -> None:
 
 def test_limit_and_codec() -> None:
     with pytest.raises(PayloadError, match="declares a body of 10 bytes, permitted are 9"):
-        unpack_parcel(pack_parcel([Section("model", b"a")]), 9)
+        unpack_parcel(pack_parcel([MessageSection("model", b"a")]), 9)
     with pytest.raises(PayloadError, match="codec 0, expected 4"):
         kinds_of(pack(0, bytes(4)))

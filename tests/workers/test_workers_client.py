@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from sparsync.task import Task, from_arrays
-from sparsync.workers import Arena, Bench, Client, LocalWork, ModelVector
-from sparsync.workers.batches import Passes, batches_per_pass
+from sparsync.workers import Arena, Client, ClientRuntime, LocalWork, ModelVector
+from sparsync.workers.batches import LocalPasses, batches_per_pass
 
 OWN = np.arange(100, 110)  # ten samples
 
 
 def passes(**options):
-    return Passes(OWN, **{"batch_size": 4, "seed": 0, "client": 1, "round_": 2, **options})
+    return LocalPasses(OWN, **{"batch_size": 4, "seed": 0, "client": 1, "round_": 2, **options})
 
 
 def as_lists(batches):
@@ -79,7 +79,7 @@ def test_batches_per_pass(samples, keep, drop):
     assert batches_per_pass(samples, 4, drop_last=False) == keep
     assert batches_per_pass(samples, 4, drop_last=True) == drop
     for drop_last, expected in ((False, keep), (True, drop)):
-        made = Passes(np.arange(samples), 4, epochs=1, drop_last=drop_last, seed=0, client=0, round_=0)
+        made = LocalPasses(np.arange(samples), 4, epochs=1, drop_last=drop_last, seed=0, client=0, round_=0)
         assert made.per_pass == len(made) == expected
 
 
@@ -127,21 +127,21 @@ def test_what_is_read_is_a_copy():
 
 
 @pytest.fixture
-def bench(blobs):
+def runtime(blobs):
     def make(model="mlp:hidden=8", dataset=blobs, parts=None, seed=0, **work):
         task = Task(dataset, model)
         module = task.module(seed)
         arena = Arena(module, 1, torch.device("cpu"), torch.float32)
         parts = np.split(np.arange(90), 3) if parts is None else parts
-        return Bench(
+        return ClientRuntime(
             arena, task, module, parts, LocalWork(**{"batch_size": 10, "optimizer": "sgd:lr=0.1", **work}), seed
         )
 
     return make
 
 
-def test_one_step_is_the_gradient_times_the_rate_of_the_round(bench, blobs):
-    made = bench(steps=1, epochs=None)
+def test_one_step_is_the_gradient_times_the_rate_of_the_round(runtime, blobs):
+    made = runtime(steps=1, epochs=None)
     before = made.vector.read()
     client = Client(1, 4, 0.5, made)
     client.train()
@@ -154,8 +154,8 @@ def test_one_step_is_the_gradient_times_the_rate_of_the_round(bench, blobs):
     assert client.loss_sum == pytest.approx(made.task.loss(made.task.module(0)(inputs), labels).item())
 
 
-def test_a_round_in_pieces_is_the_round(bench):
-    pieces, whole = bench(epochs=2, optimizer="adam"), bench(epochs=2, optimizer="adam")
+def test_a_round_in_pieces_is_the_round(runtime):
+    pieces, whole = runtime(epochs=2, optimizer="adam"), runtime(epochs=2, optimizer="adam")
     first, second = Client(0, 0, 1.0, pieces), Client(0, 0, 1.0, whole)
     for steps in (range(1), range(1, 4), range(4, 6)):
         first.train(steps)
@@ -164,9 +164,9 @@ def test_a_round_in_pieces_is_the_round(bench):
     assert torch.equal(first.model(), second.model())
 
 
-def test_momentum_goes_from_one_visit_to_the_next_only_if_it_is_carried(bench):
+def test_momentum_goes_from_one_visit_to_the_next_only_if_it_is_carried(runtime):
     def trained(carry):
-        made = bench(epochs=2, optimizer="sgd:lr=0.1,momentum=0.9")
+        made = runtime(epochs=2, optimizer="sgd:lr=0.1,momentum=0.9")
         client = Client(0, 0, 1.0, made)
         client.train(range(3))
         model, momentum = client.model(), client.momentum
@@ -178,14 +178,14 @@ def test_momentum_goes_from_one_visit_to_the_next_only_if_it_is_carried(bench):
         client.train(range(3, 6))
         return client.model()
 
-    whole = Client(0, 0, 1.0, bench(epochs=2, optimizer="sgd:lr=0.1,momentum=0.9"))
+    whole = Client(0, 0, 1.0, runtime(epochs=2, optimizer="sgd:lr=0.1,momentum=0.9"))
     whole.train()
     assert torch.equal(trained(carry=True), whole.model())
     assert not torch.equal(trained(carry=False), whole.model())
 
 
-def test_clients_begin_without_the_momentum_of_others(bench):
-    made = bench(optimizer="adam")
+def test_clients_begin_without_the_momentum_of_others(runtime):
+    made = runtime(optimizer="adam")
     start = made.vector.read()
     models = []
     for number in (0, 1, 0):
@@ -199,8 +199,8 @@ def test_clients_begin_without_the_momentum_of_others(bench):
     assert client.momentum == {}
 
 
-def test_the_gradient_may_be_changed_before_a_step(bench):
-    made = bench(steps=3, epochs=None)
+def test_the_gradient_may_be_changed_before_a_step(runtime):
+    made = runtime(steps=3, epochs=None)
     before = made.vector.read()
     client = Client(0, 0, 1.0, made)
     client.train(before_step=lambda: client.grad.fill_(1.0))
@@ -217,8 +217,8 @@ class Half:
         grad.mul_(0.5)
 
 
-def test_effective_weights_are_what_computes_and_raw_ones_what_is_kept(bench, blobs):
-    made = bench(steps=2, epochs=None)
+def test_effective_weights_are_what_computes_and_raw_ones_what_is_kept(runtime, blobs):
+    made = runtime(steps=2, epochs=None)
     start = made.vector.read()
     client = Client(0, 0, 1.0, made)
     client.train(transform=Half())
@@ -234,11 +234,11 @@ def test_effective_weights_are_what_computes_and_raw_ones_what_is_kept(bench, bl
     assert torch.equal(torch.cat([parameter.flatten() for parameter in made.module.parameters()]), client.params)
 
 
-def test_a_gradient_on_the_side_changes_nothing(bench, blobs):
+def test_a_gradient_on_the_side_changes_nothing(runtime, blobs):
     def normed(shape, classes):
         return nn.Sequential(nn.Linear(*shape, 4), nn.BatchNorm1d(4), nn.Linear(4, classes))
 
-    made = bench(model=normed)
+    made = runtime(model=normed)
     client = Client(0, 0, 1.0, made)
     before = client.model()
     gradient = client.gradient(client.batches[0])
@@ -252,10 +252,10 @@ def test_a_gradient_on_the_side_changes_nothing(bench, blobs):
     assert not torch.allclose(half, gradient)
 
 
-def test_a_client_that_diverges_stops_with_nan_for_a_model(bench):
+def test_a_client_that_diverges_stops_with_nan_for_a_model(runtime):
     points = np.ones((90, 6), np.float32)
     points[35] = 1e38
-    made = bench(dataset=from_arrays(points, np.arange(90) % 3, points[:3], np.arange(3)), batch_size=1)
+    made = runtime(dataset=from_arrays(points, np.arange(90) % 3, points[:3], np.arange(3)), batch_size=1)
     client = Client(1, 0, 1.0, made)
     client.train()
     at = [int(client.batches[step][0]) for step in range(30)].index(35)
@@ -269,8 +269,8 @@ def test_a_client_that_diverges_stops_with_nan_for_a_model(bench):
     assert torch.isfinite(healthy.model()).all()
 
 
-def test_accuracy_on_its_own_samples(bench, blobs):
-    made = bench(epochs=20)
+def test_accuracy_on_its_own_samples(runtime, blobs):
+    made = runtime(epochs=20)
     client = Client(2, 0, 1.0, made)
     client.train()
     inputs, labels = blobs.train.batch(np.arange(60, 90))
@@ -280,14 +280,14 @@ def test_accuracy_on_its_own_samples(bench, blobs):
     assert client.accuracy(most=1) in (0, 1)
 
 
-def test_dropout_draws_by_seed_client_round_and_step(bench):
+def test_dropout_draws_by_seed_client_round_and_step(runtime):
     def dropping(shape, classes):
         return nn.Sequential(nn.Linear(*shape, 16), nn.Dropout(0.5), nn.Linear(16, classes))
 
     def trained(number=0, round_=0, seed=0, salt=1):
         torch.manual_seed(salt)
         parts = [np.arange(10)] * 3  # all hold the same, in one batch
-        made = bench(model=dropping, parts=parts, seed=seed, steps=3, epochs=None)
+        made = runtime(model=dropping, parts=parts, seed=seed, steps=3, epochs=None)
         client = Client(number, round_, 1.0, made)
         client.load(torch.linspace(-1, 1, made.vector.numel))
         before = torch.get_rng_state()
@@ -304,8 +304,8 @@ def test_dropout_draws_by_seed_client_round_and_step(bench):
 # What a client remembers --------------------------------------------------------------------------------------------
 
 
-def test_memory_lasts_only_if_the_bench_is_told(bench):
-    made = bench()
+def test_memory_lasts_only_if_the_bench_is_told(runtime):
+    made = runtime()
     client = Client(1, 0, 1.0, made)
     client.memory["x"] = torch.ones(2)
     assert made.memories == {}
@@ -317,16 +317,16 @@ def test_memory_lasts_only_if_the_bench_is_told(bench):
     assert Client(0, 1, 1.0, made).memory == {}
 
 
-def test_an_empty_memory_takes_no_place(bench):
-    made = bench()
+def test_an_empty_memory_takes_no_place(runtime):
+    made = runtime()
     made.remember(1, {"x": 1})
     made.remember(1, {})
     made.remember(2, {})
     assert made.memories == {}
 
 
-def test_notes_add_up(bench):
-    client = Client(0, 0, 1.0, bench())
+def test_notes_add_up(runtime):
+    client = Client(0, 0, 1.0, runtime())
     client.note({"a": 1.0})
     client.note({"b": 2.0, "a": 3.0})
     assert client.report == {"a": 3.0, "b": 2.0}
@@ -337,7 +337,7 @@ def test_on_a_gpu_messages_are_made_in_the_cpus_memory(blobs):
     task = Task(blobs, "mlp:hidden=8")
     module = task.module(0).to("cuda")
     arena = Arena(module, 1, torch.device("cuda"), torch.float32)
-    made = Bench(arena, task, module, [np.arange(30)], LocalWork(10, optimizer="adam"), 0)
+    made = ClientRuntime(arena, task, module, [np.arange(30)], LocalWork(10, optimizer="adam"), 0)
     client = Client(0, 0, 1.0, made)
     client.load(client.model() + 1)
     client.train()

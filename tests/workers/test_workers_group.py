@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsync.engines.processes import run
-from sparsync.workers import Alone, Group
+from sparsync.workers import Group, SingleProcess
 from sparsync.workers.group import gather, share, total
 from tolerance import rounding
 
@@ -19,10 +19,10 @@ AWKWARD = {"text": 'Zürich "\n\0"', "numbers": [1, 2.5, None, True], "nested": 
 
 def test_alone_nothing_is_copied_or_lost():
     x = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    assert total(Alone(), x) is x
+    assert total(SingleProcess(), x) is x
     mine = {3: AWKWARD}
-    assert gather(Alone(), mine) == mine
-    assert gather(Alone(), mine) is not mine
+    assert gather(SingleProcess(), mine) == mine
+    assert gather(SingleProcess(), mine) is not mine
 
 
 @pytest.mark.parametrize(("items", "size"), [(10, 3), (2, 3), (0, 2), (7, 1)])

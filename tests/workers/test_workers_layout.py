@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsync.errors import UsageError
 from sparsync.workers import Arena, Layout
-from sparsync.workers.layout import Seat
+from sparsync.workers.layout import BoundModule
 
 CPU = torch.device("cpu")
 
@@ -33,9 +33,9 @@ class Tied(nn.Module):
 
 def seated(module: nn.Module, k: int, dtype: torch.dtype = torch.float32) -> tuple[Arena, Callable[[int], nn.Module]]:
     arena = Arena(module, k, CPU, dtype)
-    seat = Seat(module, arena)
+    bound = BoundModule(module, arena)
     held = [(arena.parameters(i), arena.row_buffers(i)) for i in range(k)]
-    return arena, lambda i: seat.bind(*held[i])
+    return arena, lambda i: bound.bind(*held[i])
 
 
 def test_layout_by_hand() -> None:

@@ -138,7 +138,7 @@ def test_dropout_is_a_function_of_seed_worker_and_step(make_training: MakeTraini
 def test_dropout_masks_differ_by_worker_and_step(make_training: MakeTraining) -> None:
     made = make_training(model=with_dropout)
     masks = []
-    dropout = made.training.learner.seat.module[1]
+    dropout = made.training.learner.bound.module[1]
     dropout.register_forward_hook(lambda module, given, output: masks.append(tuple(output.eq(0).flatten().tolist())))
     made.training.train(6)
     assert len(masks) == len(set(masks)) == 3 * 6
@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_names_worker_and_step(
     def spoiled(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        worker = next(w for w in made.training.workers if module_holds(made.training.learner.seat.module, w))
+        worker = next(w for w in made.training.workers if module_holds(made.training.learner.bound.module, w))
         spoil = worker.number == 1 and worker.steps == 2
         return loss(outputs, labels) * (bad if spoil else 1.0)
 
@@ -237,7 +237,7 @@ def test_losses_are_summed_and_counted(make_training: MakeTraining) -> None:
     made.training.train(6)  # one pass of 30 points in batches of 5, at a rate of zero
     total, count = made.training.losses()
     with torch.no_grad():
-        assert total / count == pytest.approx(made.task.loss(made.training.learner.seat.module(x), y).item(), rel=1e-6)
+        assert total / count == pytest.approx(made.task.loss(made.training.learner.bound.module(x), y).item(), rel=1e-6)
     assert count == 18
     assert made.training.losses() == (0.0, 0)
 

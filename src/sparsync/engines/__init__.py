@@ -4,18 +4,18 @@ from sparsync.engines.asynchronous import AsyncRoundLoop
 from sparsync.engines.epochs import EpochLoop
 from sparsync.engines.evaluation import Budget, Progress
 from sparsync.engines.loop import PeerLoop
-from sparsync.engines.pace import Action, Pace
-from sparsync.engines.ranks import Ranks
+from sparsync.engines.pace import Pace, PaceAction
+from sparsync.engines.ranks import TorchDistributed
 from sparsync.engines.rounds import RoundLoop
 
 __all__ = [
-    "Action",
     "AsyncRoundLoop",
     "Budget",
     "EpochLoop",
     "Pace",
+    "PaceAction",
     "PeerLoop",
     "Progress",
-    "Ranks",
     "RoundLoop",
+    "TorchDistributed",
 ]

@@ -21,12 +21,12 @@ from sparsync.errors import UsageError
 from sparsync.federated import Asynchronous, Server, Upload
 from sparsync.system import Profile
 from sparsync.task import Task
-from sparsync.workers import Bench, Client
+from sparsync.workers import Client, ClientRuntime
 from sparsync.workers.group import gather
 
 
 @dataclass
-class Visit:
+class Participation:
     """A client's way from the server and back."""
 
     client: int
@@ -58,14 +58,14 @@ class AsyncRoundLoop(RoundLoop):
     def __init__(
         self,
         server: Server,
-        bench: Bench,
+        runtime: ClientRuntime,
         strategy: Asynchronous,
         task: Task,
         budget: Budget,
         profile: Profile,
         emit: Callable[[dict[str, Any]], None],
     ) -> None:
-        super().__init__(server, bench, strategy, task, budget, profile, emit)
+        super().__init__(server, runtime, strategy, task, budget, profile, emit)
         self.clock.system.need_time("asynchronous clients")
         if strategy.concurrency > server.clients:
             raise UsageError(
@@ -75,8 +75,8 @@ class AsyncRoundLoop(RoundLoop):
         self.clock.server = 0.0
         self.busy = {"down": 0.0, "up": 0.0}  # until when messages occupy what all links share
         self.waves = 0
-        self.away: list[Visit] = []  # in the order in which they were sent out
-        self.arrived: list[Visit] = []  # since the last update
+        self.away: list[Participation] = []  # in the order in which they were sent out
+        self.arrived: list[Participation] = []  # since the last update
 
     def rehearse(self) -> None:
         """Make what the first clients receive."""
@@ -108,7 +108,7 @@ class AsyncRoundLoop(RoundLoop):
             if visit.home == self.group.rank:
                 yield Upload(visit.client, visit.message, self.rounds.round - visit.version)
 
-    def _next(self) -> Visit:
+    def _next(self) -> Participation:
         """Let time pass until another upload has arrived."""
         times = self.clock.times
         while True:
@@ -138,7 +138,7 @@ class AsyncRoundLoop(RoundLoop):
             clock.scatter(len(payload), [client])
             clock.compute([server.steps_of(client)], [client])
             message = payload if home == self.group.rank else b""
-            self.away.append(Visit(client, self.waves, version, home, message))
+            self.away.append(Participation(client, self.waves, version, home, message))
         self.waves += 1
 
     def _train(self) -> None:
@@ -148,18 +148,18 @@ class AsyncRoundLoop(RoundLoop):
         for i, visit in enumerate(untrained):
             if visit.home == self.group.rank:
                 # The wave stands for the round: a client may take part in several between two updates.
-                client = Client(visit.client, visit.wave, self.schedule(visit.version), self.bench)
+                client = Client(visit.client, visit.wave, self.schedule(visit.version), self.runtime)
                 visit.message, reports[i] = self._update(client, visit.message)
         for i, report in gather(self.group, reports).items():
             untrained[i].report = report
 
-    def _send_back(self, visit: Visit) -> None:
+    def _send_back(self, visit: Participation) -> None:
         nbytes = sum(_told(visit)["bytes"].values())
         self._queue("up", visit.client, nbytes)
         self.clock.gather(nbytes, [visit.client])
         visit.sent = True
 
-    def _arrive(self, visit: Visit) -> None:
+    def _arrive(self, visit: Participation) -> None:
         report, progress = _told(visit), self.progress
         self.away.remove(visit)
         self.clock.server = float(self.clock.times[visit.client])
@@ -191,15 +191,15 @@ class AsyncRoundLoop(RoundLoop):
         self.arrived = [_unpacked(visit) for visit in state["arrived"]]
 
 
-def _told(visit: Visit) -> dict[str, Any]:
+def _told(visit: Participation) -> dict[str, Any]:
     assert visit.report is not None  # it has trained
     return visit.report
 
 
-def _packed(visit: Visit) -> dict[str, Any]:
+def _packed(visit: Participation) -> dict[str, Any]:
     return {**asdict(visit), "message": torch.from_numpy(np.frombuffer(visit.message, np.uint8).copy())}
 
 
-def _unpacked(state: Mapping[str, Any]) -> Visit:
+def _unpacked(state: Mapping[str, Any]) -> Participation:
     message: Tensor = state["message"]
-    return Visit(**{**state, "message": message.numpy().tobytes()})
+    return Participation(**{**state, "message": message.numpy().tobytes()})

@@ -12,9 +12,9 @@ from scipy.sparse import csr_array
 from torch import nn
 
 from sparsync.engines.evaluation import Budget, Progress, emit_pieces, evaluate, overall
-from sparsync.engines.pace import Action
+from sparsync.engines.pace import PaceAction
 from sparsync.randomness import SHARED, generator
-from sparsync.split import Row, Schedule, Site, SplitState, Unanswered, deviations
+from sparsync.split import BatchComposition, NoClientAnswered, Schedule, SplitState, SplitTrainer, deviations
 from sparsync.system import Clock
 from sparsync.wire import Ledger
 from sparsync.workers import Arena, Group
@@ -25,7 +25,7 @@ class EpochLoop:
 
     Parameters
     ----------
-    site, strategy
+    trainer, strategy
         Where steps happen, and what they are.
     arena : Arena
         One row, whose layout names the whole model's tensors.
@@ -41,36 +41,36 @@ class EpochLoop:
 
     def __init__(
         self,
-        site: Site,
+        trainer: SplitTrainer,
         strategy: SplitState,
         arena: Arena,
         group: Group,
         budget: Budget,
         emit: Callable[[dict[str, Any]], None],
     ) -> None:
-        self.site, self.strategy, self.arena, self.group = site, strategy, arena, group
+        self.trainer, self.strategy, self.arena, self.group = trainer, strategy, arena, group
         self.budget, self.emit = budget, emit
         self.progress = Progress()
         self.schedule: Schedule | None = None  # of what is left of the epoch, from row `at`
         self.at = self.redrawn = 0
         self.losses = [0.0, 0]  # sum and number, of the batches since the last evaluation
         self._lost = 0  # clients that the schedule no longer counts on
-        self._mix = site.histograms.sum(0) / site.samples.sum()  # q
+        self._mix = trainer.histograms.sum(0) / trainer.samples.sum()  # q
 
     @property
     def ledger(self) -> Ledger:
         """What has been sent."""
-        return self.site.ledger
+        return self.trainer.ledger
 
     @property
     def clock(self) -> Clock:
         """What time it would be."""
-        return self.site.clock
+        return self.trainer.clock
 
     @property
     def syncs(self) -> int:
         """Complete epochs."""
-        return self.site.epoch
+        return self.trainer.epoch
 
     @property
     def done(self) -> bool:
@@ -79,91 +79,97 @@ class EpochLoop:
 
     @property
     def _spent(self) -> bool:
-        return self.budget.spent(self.site.epoch, self.clock.now)
+        return self.budget.spent(self.trainer.epoch, self.clock.now)
 
     def rehearse(self) -> None:
         """Compose the first schedule."""
-        self.site.begin_epoch()
+        self.trainer.begin_epoch()
         self._compose()
 
-    def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
+    def run(self, pace: Callable[[int], PaceAction], save: Callable[[], None]) -> bool:
         """Go through epochs to the end of the budget. Return whether it got there, or was asked to stop."""
-        with self.site.training():
+        with self.trainer.training():
             while not self.done:
                 self._step()
                 action = pace(1)
-                if action is not Action.GO_ON and not self.done:
+                if action is not PaceAction.GO_ON and not self.done:
                     save()
-                    if action is Action.STOP:
+                    if action is PaceAction.STOP:
                         return False
         return True
 
     def _step(self) -> None:
-        site = self.site
+        trainer = self.trainer
         if self.schedule is None:
-            site.begin_epoch()
+            trainer.begin_epoch()
             self.redrawn = 0
             self._compose()
         row = self._row()
         try:
             loss = self.strategy.step(row)
-        except Unanswered:
+        except NoClientAnswered:
             gone = self._note_lost()
         else:
-            site.clock.advance(site.times.total)
+            trainer.clock.advance(trainer.times.total)
             self.losses[0] += loss
             self.losses[1] += 1
             self.at += 1
             self._note(row)
             gone = self._note_lost()
-            site.step += 1
+            trainer.step += 1
             self.progress.step += 1
-        if not site.left.any():
+        if not trainer.left.any():
             self._end_epoch()
-        elif site.late.size or gone:  # the rest is not what it was when it was composed
+        elif trainer.late.size or gone:  # the rest is not what it was when it was composed
             self.redrawn += 1
             self._compose()
 
     def _compose(self) -> None:
-        site = self.site
-        rng = generator(site.seed, "schedule", SHARED, site.epoch, self.redrawn)
-        self.schedule, self.at = self.strategy.schedule(site.left, rng), 0
-        if site.notes:
-            self.emit({"kind": "schedule", "step": site.step, "epoch": site.epoch + 1, **site.notes})
-            site.notes = {}
+        trainer = self.trainer
+        rng = generator(trainer.seed, "schedule", SHARED, trainer.epoch, self.redrawn)
+        self.schedule, self.at = self.strategy.schedule(trainer.left, rng), 0
+        if trainer.notes:
+            self.emit({"kind": "schedule", "step": trainer.step, "epoch": trainer.epoch + 1, **trainer.notes})
+            trainer.notes = {}
 
-    def _row(self) -> Row:
+    def _row(self) -> BatchComposition:
         schedule = self.schedule
         assert schedule is not None
         own = slice(*schedule.indptr[self.at : self.at + 2])
-        return Row(schedule.indices[own].astype(np.int64), schedule.data[own])
+        return BatchComposition(schedule.indices[own].astype(np.int64), schedule.data[own])
 
-    def _note(self, asked: Row) -> None:
+    def _note(self, asked: BatchComposition) -> None:
         """One line of history about the step."""
-        site = self.site
+        trainer = self.trainer
         line: dict[str, Any] = {
             "kind": "step",
-            "step": site.step + 1,
-            "epoch": site.epoch + 1,
-            "size": int(site.batch_classes.sum()),
-            "deviation": float(deviations(site.batch_classes[None], self._mix)[0]),
-            "seconds": site.times.total,
+            "step": trainer.step + 1,
+            "epoch": trainer.epoch + 1,
+            "size": int(trainer.batch_classes.sum()),
+            "deviation": float(deviations(trainer.batch_classes[None], self._mix)[0]),
+            "seconds": trainer.times.total,
         }
-        if len(site.times.up):
-            in_time = asked.clients[~np.isin(asked.clients, site.late)]
-            line["slowest"] = int(in_time[site.times.up.argmax()])
-        if site.late.size:
-            line["late"] = site.late.tolist()
-        if site.epoch == 0:  # one epoch shows how batches are composed
+        if len(trainer.times.up):
+            in_time = asked.clients[~np.isin(asked.clients, trainer.late)]
+            line["slowest"] = int(in_time[trainer.times.up.argmax()])
+        if trainer.late.size:
+            line["late"] = trainer.late.tolist()
+        if trainer.epoch == 0:  # one epoch shows how batches are composed
             line["clients"], line["sizes"] = asked.clients.tolist(), asked.sizes.tolist()
         self.emit(line)
 
     def _note_lost(self) -> bool:
         """One line for each client that was lost since the last step; whether there is one."""
-        site = self.site
-        lost = list(site.lost.items())[self._lost :]
+        trainer = self.trainer
+        lost = list(trainer.lost.items())[self._lost :]
         for client, reason in lost:
-            line = {"kind": "lost", "step": site.step + 1, "epoch": site.epoch + 1, "client": client, "reason": reason}
+            line = {
+                "kind": "lost",
+                "step": trainer.step + 1,
+                "epoch": trainer.epoch + 1,
+                "client": client,
+                "reason": reason,
+            }
             self.emit(line)
         self._lost += len(lost)
         return bool(lost)
@@ -171,13 +177,13 @@ class EpochLoop:
     def _end_epoch(self) -> None:
         self.strategy.epoch_over()
         self.schedule = None
-        self.site.epoch += 1
-        if self.site.epoch % self.budget.eval_every == 0 or self._spent:
+        self.trainer.epoch += 1
+        if self.trainer.epoch % self.budget.eval_every == 0 or self._spent:
             self._evaluate()
 
     def _evaluate(self) -> None:
-        site, progress = self.site, self.progress
-        by_class, loss = evaluate(site.task, self.evaluated(), self.group)
+        trainer, progress = self.trainer, self.progress
+        by_class, loss = evaluate(trainer.task, self.evaluated(), self.group)
         per_class = by_class[:, 0] / np.maximum(by_class[:, 1], 1)
         line = {
             "kind": "evaluation",
@@ -186,11 +192,11 @@ class EpochLoop:
             "macro_accuracy": float(per_class[by_class[:, 1] > 0].mean()),
             "loss": loss,
             "train_loss": self.losses[0] / self.losses[1] if self.losses[1] else None,
-            "bytes": site.ledger.total,
-            "paper_bytes": site.ledger.paper_total,
-            "epochs": site.epoch,
-            "seconds": site.clock.now,
-            "bytes_by_kind": dict(site.ledger.moved),
+            "bytes": trainer.ledger.total,
+            "paper_bytes": trainer.ledger.paper_total,
+            "epochs": trainer.epoch,
+            "seconds": trainer.clock.now,
+            "bytes_by_kind": dict(trainer.ledger.moved),
         }
         self.losses = [0.0, 0]
         progress.evaluated(line, self.budget)
@@ -199,13 +205,13 @@ class EpochLoop:
 
     def evaluated(self) -> nn.Module:
         """Return the whole model."""
-        return self.site.whole()
+        return self.trainer.whole()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run of the same experiment needs to go on with the same bits."""
         rest = self.schedule
         return {
-            "site": self.site.state_dict(),
+            "site": self.trainer.state_dict(),
             "strategy": self.strategy.state_dict(),
             "progress": asdict(self.progress),
             "losses": list(self.losses),
@@ -218,12 +224,12 @@ class EpochLoop:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.site.load_state_dict(state["site"])
+        self.trainer.load_state_dict(state["site"])
         self.strategy.load_state_dict(state["strategy"])
         self.progress = Progress(**state["progress"])
         self.losses = list(state["losses"])
         self.at, self.redrawn = state["at"], state["redrawn"]
         if state["schedule"] is not None:
             parts = tuple(part.numpy().copy() for part in state["schedule"])
-            self.schedule = csr_array(parts, shape=(len(parts[2]) - 1, self.site.clients))
-            self.site.resume(self.schedule[self.at :])
+            self.schedule = csr_array(parts, shape=(len(parts[2]) - 1, self.trainer.clients))
+            self.trainer.resume(self.schedule[self.at :])

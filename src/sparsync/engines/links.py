@@ -66,11 +66,11 @@ class Op(IntEnum):
 _BARE = {Op.ASK_TYPICAL, Op.ASK_MEASURED, Op.ASK_BOTTOM, Op.ASK_STATE, Op.CLOSE, Op.PING, Op.PONG}  # without a payload
 
 
-class LinkLost(SparsyncError):
+class ConnectionLost(SparsyncError):
     """The other side of a connection has gone."""
 
 
-class Fault(str):
+class ProtocolFault(str):
     """Why nothing more will arrive, if that is to be blamed on the other side: what it sent is no frame."""
 
 
@@ -83,7 +83,7 @@ class Frame(NamedTuple):
     why: str = ""
 
 
-class Link:
+class Connection:
     """One client's connection, on either side.
 
     Parameters
@@ -128,7 +128,7 @@ class Link:
             with self._sending:
                 self._sock.sendall(bytes((op,)) + payload)
         except OSError as error:
-            raise LinkLost(error.strerror or str(error)) from None
+            raise ConnectionLost(error.strerror or str(error)) from None
 
     @property
     def host(self) -> str:
@@ -142,7 +142,7 @@ class Link:
         try:
             return str(self._sock.getpeername()[0])
         except OSError as error:
-            raise LinkLost(error.strerror or str(error)) from None
+            raise ConnectionLost(error.strerror or str(error)) from None
 
     @property
     def ended(self) -> bool:
@@ -151,7 +151,7 @@ class Link:
 
     def bye(self, op: Op = Op.CLOSE, payload: bytes = b"") -> None:
         """Say something last, by default that nothing more will come, and hang up."""
-        with contextlib.suppress(LinkLost):
+        with contextlib.suppress(ConnectionLost):
             self.send(op, payload)
         self.close()
 
@@ -172,12 +172,12 @@ class Link:
                     self.send(Op.PONG)
                 self.inbox.put(Frame(self.client, op, header + body))
         except ValueError:
-            why = Fault("it sent a frame of no known kind")
+            why = ProtocolFault("it sent a frame of no known kind")
         except PayloadError as error:
-            why = Fault(error)
+            why = ProtocolFault(error)
         except OSError as error:
             why = error.strerror or why
-        except (EOFError, LinkLost):
+        except (EOFError, ConnectionLost):
             pass
         self.inbox.put(Frame(self.client, None, b"", why))
 
@@ -192,7 +192,7 @@ class Link:
         return bytes(buffer)
 
 
-class Door:
+class ClientListener:
     """Where the server lets its clients in: those that know the token, each once.
 
     Attributes
@@ -208,7 +208,7 @@ class Door:
         self.port = int(self._sock.getsockname()[1])
         self.token = secrets.token_bytes(TOKEN_BYTES)
 
-    def admit(self, clients: Iterable[int], patience: float) -> dict[int, Link]:
+    def admit(self, clients: Iterable[int], patience: float) -> dict[int, Connection]:
         """Wait for all clients; strangers are sent away.
 
         Raises
@@ -216,7 +216,7 @@ class Door:
         SparsyncError
             If some have not come in time.
         """
-        missing, links = set(clients), {}
+        missing, connections = set(clients), {}
         end = time.monotonic() + patience
         with self._sock:
             while missing:
@@ -227,16 +227,16 @@ class Door:
                     raise SparsyncError(
                         f"client {min(missing)} has not connected within {patience:g} s; start all processes"
                     ) from None
-                client = greet(sock, self.token)
+                client = authenticate(sock, self.token)
                 if client in missing:
                     missing.remove(client)
-                    links[client] = Link(sock, client, _SMALL, queue.Queue(), patience)
+                    connections[client] = Connection(sock, client, _SMALL, queue.Queue(), patience)
                 else:
                     sock.close()
-        return links
+        return connections
 
 
-class Gate:
+class Listener:
     """Where others may come in at any time, if they know the token.
 
     Parameters
@@ -277,14 +277,14 @@ class Gate:
             threading.Thread(target=self._greet, args=(sock,), daemon=True).start()
 
     def _greet(self, sock: socket.socket) -> None:
-        other = greet(sock, self.token)
+        other = authenticate(sock, self.token)
         if other is None:
             sock.close()
         else:
             self.welcome(sock, other)
 
 
-def greet(sock: socket.socket, token: bytes) -> int | None:
+def authenticate(sock: socket.socket, token: bytes) -> int | None:
     """Who it is that has connected; None for a stranger."""
     size = 1 + HEADER_BYTES + _HELLO.size
     try:
@@ -301,7 +301,7 @@ def greet(sock: socket.socket, token: bytes) -> int | None:
     return int(client) if frame[0] == Op.HELLO and secrets.compare_digest(told, token) else None
 
 
-def knock(
+def connect(
     host: str,
     port: int,
     token: bytes,
@@ -311,29 +311,29 @@ def knock(
     *,
     whose: int | None = None,
     limit: int = _LARGE,
-) -> Link:
+) -> Connection:
     """Connect a client to its server, or a device to another one, whose number `whose` then is.
 
     Raises
     ------
-    LinkLost
+    ConnectionLost
         If it cannot be reached.
     """
     try:
         sock = socket.create_connection((host, port), timeout=patience)
     except OSError as error:
-        raise LinkLost(f"client {client} cannot reach the server at {host}:{port} ({error})") from None
-    link = Link(sock, client if whose is None else whose, limit, inbox, patience)
-    link.send(Op.HELLO, pack(RAW, _HELLO.pack(token, client)))
-    return link
+        raise ConnectionLost(f"client {client} cannot reach the server at {host}:{port} ({error})") from None
+    connection = Connection(sock, client if whose is None else whose, limit, inbox, patience)
+    connection.send(Op.HELLO, pack(RAW, _HELLO.pack(token, client)))
+    return connection
 
 
-def meet(group: Group, clients: int, patience: float = 600.0) -> tuple[dict[int, Link], queue.Queue[Frame]]:
+def rendezvous(group: Group, clients: int, patience: float = 600.0) -> tuple[dict[int, Connection], queue.Queue[Frame]]:
     """Connect the clients, which ranks 1 and up share, with rank 0, their server.
 
     Returns
     -------
-    links : dict of int to Link
+    connections : dict of int to Connection
         On rank 0 everybody's, elsewhere those of the clients here.
     inbox : Queue
         Where the latter put what arrives.
@@ -341,11 +341,11 @@ def meet(group: Group, clients: int, patience: float = 600.0) -> tuple[dict[int,
     inbox: queue.Queue[Frame] = queue.Queue()
     said = torch.zeros(TOKEN_BYTES + 1, dtype=torch.int64)
     if group.rank == 0:
-        door = Door()
+        door = ClientListener()
         said[:] = torch.tensor([*door.token, door.port])
         group.broadcast(said)
         return door.admit(range(clients), patience), inbox
     *token, port = group.broadcast(said).tolist()
     host = os.environ.get("MASTER_ADDR", "localhost")
     here = share(clients, group.size - 1, group.rank - 1)
-    return {client: knock(host, port, bytes(token), client, inbox, patience) for client in here}, inbox
+    return {client: connect(host, port, bytes(token), client, inbox, patience) for client in here}, inbox

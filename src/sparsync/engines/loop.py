@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsync.engines.evaluation import Budget, Progress, emit_pieces, evaluate, overall
-from sparsync.engines.pace import Action
+from sparsync.engines.pace import PaceAction
 from sparsync.peers import ExchangesGradients, HasModel, PeerState
 from sparsync.system import Clock
 from sparsync.task import Task
@@ -56,7 +56,7 @@ class PeerLoop:
         """Ask how long workers train at first."""
         self.strategy.local_steps(self.fleet)
 
-    def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
+    def run(self, pace: Callable[[int], PaceAction], save: Callable[[], None]) -> bool:
         """Train to the end of the budget. Return whether it got there, or was asked to stop."""
         progress, budget = self.progress, self.budget
         strategy = self.strategy
@@ -83,9 +83,9 @@ class PeerLoop:
             if due or self._spent:
                 self._evaluate()
             action = pace(progress.step - before)
-            if action is not Action.GO_ON and not self.done:
+            if action is not PaceAction.GO_ON and not self.done:
                 save()
-                if action is Action.STOP:
+                if action is PaceAction.STOP:
                     return False
         return True
 
@@ -129,7 +129,7 @@ class PeerLoop:
         return params, buffers
 
     def evaluated(self) -> nn.Module:
-        """Put the model that counts into the seat's module, and return that; what is not averaged is worker 0's."""
+        """Put the model that counts into the bound module, and return that; what is not averaged is worker 0's."""
         others = [rows[0].clone() for rows in self.arena.others]
         for own in others:
             self.fleet.group.broadcast(own.view(torch.uint8))

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsync.errors import PayloadError
 from sparsync.split.channel import Channel
 from sparsync.split.schedule import Ints
-from sparsync.wire import Dense, Section, pack, pack_parcel, unpack, unpack_parcel
+from sparsync.wire import Dense, MessageSection, pack, pack_parcel, unpack, unpack_parcel
 from sparsync.wire.parcel import RAW, table_bytes
 
 OUTPUTS = Channel("activation", None, 1)
@@ -31,7 +31,7 @@ _SECONDS = struct.Struct("<d")
 _PAIRS, _REST = 1, 2  # a column of the schedule: as pairs of step and size; of what is left of an epoch that has begun
 
 
-class Opening(NamedTuple):
+class RunOpening(NamedTuple):
     """Where a client begins, or goes on.
 
     Attributes
@@ -57,10 +57,10 @@ class Opening(NamedTuple):
 
     def pack(self, rows: Sequence[Tensor], momentum: Mapping[str, Tensor]) -> bytes:
         """Return the message, with the client's bottom as in `pack_state`."""
-        return pack_parcel([*_sections(rows, momentum), Section("control", _OPENING.pack(*self))])
+        return pack_parcel([*_sections(rows, momentum), MessageSection("control", _OPENING.pack(*self))])
 
     @classmethod
-    def unpack(cls, payload: bytes) -> tuple[Opening, list[Section]]:
+    def unpack(cls, payload: bytes) -> tuple[RunOpening, list[MessageSection]]:
         """Return it, and what `unpack_state` reads."""
         *state, control = unpack_parcel(payload, len(payload))
         return cls(*_OPENING.unpack(control.body)), state
@@ -71,13 +71,13 @@ def pack_state(rows: Sequence[Tensor], momentum: Mapping[str, Tensor]) -> bytes:
     return pack_parcel(_sections(rows, momentum))
 
 
-def _sections(rows: Sequence[Tensor], momentum: Mapping[str, Tensor]) -> list[Section]:
+def _sections(rows: Sequence[Tensor], momentum: Mapping[str, Tensor]) -> list[MessageSection]:
     exact = [(one, _EXACT[one.dtype]) for one in (*rows, *momentum.values())]
-    model = [Section("model", dense.encode_body(one), dense.number) for one, dense in exact]
-    return [*model, Section("control", ",".join(momentum).encode())]
+    model = [MessageSection("model", dense.encode_body(one), dense.number) for one, dense in exact]
+    return [*model, MessageSection("control", ",".join(momentum).encode())]
 
 
-def unpack_state(sections: Sequence[Section], rows: Sequence[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+def unpack_state(sections: Sequence[MessageSection], rows: Sequence[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return a bottom's rows, as long as those here, and the state of its optimiser.
 
     Raises
@@ -102,7 +102,7 @@ def unpack_state(sections: Sequence[Section], rows: Sequence[Tensor]) -> tuple[l
 
 def pack_numbers(numbers: Ints) -> bytes:
     """Return a message of whole numbers."""
-    return pack_parcel([Section("control", numbers.astype(np.int64).tobytes())])
+    return pack_parcel([MessageSection("control", numbers.astype(np.int64).tobytes())])
 
 
 def unpack_numbers(payload: bytes, count: int) -> Ints:
@@ -126,7 +126,7 @@ def pack_column(steps: Ints, sizes: Ints, total: int, *, rest: bool) -> bytes:
         column[steps] = sizes
     else:
         column, how = np.stack([steps, sizes], axis=1).astype(np.int32).ravel(), _PAIRS
-    return pack_parcel([Section("control", column.tobytes(), how + _REST * rest)])
+    return pack_parcel([MessageSection("control", column.tobytes(), how + _REST * rest)])
 
 
 def unpack_column(payload: bytes) -> tuple[list[int], bool]:
@@ -149,7 +149,7 @@ def unpack_step(payload: bytes) -> int:
 
 def pack_seconds(seconds: float) -> bytes:
     """Return the message of a delay."""
-    return pack_parcel([Section("control", _SECONDS.pack(seconds))])
+    return pack_parcel([MessageSection("control", _SECONDS.pack(seconds))])
 
 
 def unpack_seconds(payload: bytes) -> float:

@@ -19,7 +19,7 @@ _ASK_EVERY = 0.02  # seconds: some hundred times as long as a broadcast takes
 _MOST = 64  # steps: also of the fastest ones so many take some ten times as long, and slower ones may follow
 
 
-class Action(IntEnum):
+class PaceAction(IntEnum):
     """What all processes do after a step."""
 
     GO_ON = 0
@@ -57,13 +57,13 @@ class Pace:
         self._steps = 0  # since several were last asked
         self._gap = 1  # steps until the next question
 
-    def __call__(self, steps: int) -> Action:
+    def __call__(self, steps: int) -> PaceAction:
         """`steps` more have been taken; what now?"""
         if self.group.size == 1:
             return self._decide(self.clock())
         self._steps += steps
         if self._steps < self._gap:
-            return Action.GO_ON
+            return PaceAction.GO_ON
         decision = torch.zeros(2, dtype=torch.int64)
         if self.group.rank == 0:
             now = self.clock()
@@ -72,12 +72,12 @@ class Pace:
             decision[0], decision[1] = self._decide(now), min(max(1, int(rate * _ASK_EVERY)), _MOST)
         self.group.broadcast(decision)
         self._steps, self._gap = 0, int(decision[1])
-        return Action(int(decision[0]))
+        return PaceAction(int(decision[0]))
 
-    def _decide(self, now: float) -> Action:
+    def _decide(self, now: float) -> PaceAction:
         if self.stopping():
-            return Action.STOP
+            return PaceAction.STOP
         if now - self._saved < self.save_seconds:
-            return Action.GO_ON
+            return PaceAction.GO_ON
         self._saved = now
-        return Action.SAVE
+        return PaceAction.SAVE

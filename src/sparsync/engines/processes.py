@@ -20,11 +20,11 @@ import torch
 import torch.distributed as dist
 
 from sparsync import errors
-from sparsync.engines.ranks import Ranks
+from sparsync.engines.ranks import TorchDistributed
 from sparsync.engines.shared import SharedMemory
 from sparsync.errors import Interrupted, SparsyncError, UsageError
 from sparsync.progress import tell
-from sparsync.workers import Alone, Group
+from sparsync.workers import Group, SingleProcess
 
 Job = Callable[[Group, Any], None]
 """What every process does: gets its group and the job's argument, both the same everywhere but for the rank."""
@@ -90,11 +90,11 @@ def run(job: Job, argument: Any, processes: int) -> None:
     if under_torchrun():
         dist.init_process_group("gloo")
         try:
-            job(Ranks(), argument)
+            job(TorchDistributed(), argument)
         finally:
             dist.destroy_process_group()
     elif processes == 1:
-        job(Alone(), argument)
+        job(SingleProcess(), argument)
     else:
         _spawn(job, argument, processes)
 

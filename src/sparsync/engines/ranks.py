@@ -21,7 +21,7 @@ _ = torch.distributed.nn
 _LOOK_UP = timedelta(seconds=10)  # how long to wait for the others before asking where they are
 
 
-class Ranks:
+class TorchDistributed:
     """A `Group` over a torch.distributed process group.
 
     On a ring, vectors are averaged by the backend's all-reduce (gloo's is a ring, too). On a star, every rank but 0

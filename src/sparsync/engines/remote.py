@@ -1,4 +1,4 @@
-"""Split learning on real machines, the server's side: a site whose clients are other processes, `RemoteClients`.
+"""Split learning on real machines, the server's side: a trainer whose clients are other processes, `ClientService`.
 
 The server composes, asks and sums as in one process; what is written here is only how its requests reach the clients
 and what becomes of a client that is late, gone, or sends what cannot be used: it is left out, and its samples with it
@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsync.engines.links import Link, LinkLost, Op
+from sparsync.engines.links import Connection, ConnectionLost, Op
 from sparsync.engines.messages import (
     BOTTOM,
     GRADIENT,
     OUTPUTS,
-    Opening,
+    RunOpening,
     pack_column,
     pack_step,
     unpack_numbers,
@@ -31,9 +31,9 @@ from sparsync.engines.messages import (
 )
 from sparsync.errors import Interrupted, PayloadError, SparsyncError, UsageError
 from sparsync.randomness import generator
-from sparsync.split import Row, Site
+from sparsync.split import BatchComposition, SplitTrainer
+from sparsync.split.batch import CutTensors, NoClientAnswered
 from sparsync.split.channel import Delivery
-from sparsync.split.crossing import Crossing, Unanswered
 from sparsync.split.schedule import Floats, Ints, Schedule
 from sparsync.task import evaluating
 from sparsync.wire import unpack_parcel
@@ -41,12 +41,12 @@ from sparsync.wire import unpack_parcel
 _LOOK_UP = 0.2  # seconds of waiting for a client, until the server looks whether it is to stop
 
 
-class RemoteSite(Site):
+class RemoteSplitTrainer(SplitTrainer):
     """The server of clients that are connected to it.
 
     Parameters
     ----------
-    links : mapping of int to Link
+    connections : mapping of int to Connection
         Every client's connection.
     run : int
         Number of the run among those that the clients know.
@@ -55,27 +55,27 @@ class RemoteSite(Site):
     stopping : callable, optional
         Whether the user has asked to stop.
     **options
-        As of `Site`.
+        As of `SplitTrainer`.
     """
 
     def __init__(
         self,
         *given: Any,
-        links: Mapping[int, Link],
+        connections: Mapping[int, Connection],
         run: int,
         patience: float = 600.0,
         stopping: Callable[[], bool] = lambda: False,
         **options: Any,
     ) -> None:
         super().__init__(*given, **options)
-        self.links, self.run, self.patience, self.stopping = dict(links), run, patience, stopping
+        self.connections, self.run, self.patience, self.stopping = dict(connections), run, patience, stopping
         self.deadline = None  # of virtual time; the real one is looked after here
-        self._owed = dict.fromkeys(links, 0)  # answers that will come too late
+        self._owed = dict.fromkeys(connections, 0)  # answers that will come too late
         self._seen = np.zeros_like(self.histograms)
         self._rest = self._histograms = False
         self._answers: dict[int, tuple[Tensor, Tensor, bytes]] = {}
         self._check_bottom(pieces=True)
-        changed = self.habits.changed & {name for name, _ in self.cut.bottom.named_buffers(remove_duplicate=False)}
+        changed = self.behaviour.changed & {name for name, _ in self.cut.bottom.named_buffers(remove_duplicate=False)}
         if changed:
             raise UsageError(
                 f"the bottom changes buffer {min(changed)!r} when it is trained: each client's would be another, and "
@@ -87,8 +87,8 @@ class RemoteSite(Site):
         widest = max(self._shape.numel() + 1, self.task.dataset.classes)
         bottom = sum(map(len, self.bottoms.vectors(0)))
         largest = max(self.settings.batch_size * widest, 4 * bottom)  # an optimiser remembers up to three times as much
-        for link in self.links.values():
-            link.limit = 8 * largest + 4096
+        for connection in self.connections.values():
+            connection.limit = 8 * largest + 4096
 
     # A run
 
@@ -102,11 +102,11 @@ class RemoteSite(Site):
         """Bring all clients to where this site is."""
         bottoms = self.bottoms
         epochs, used = self.epoch + self._rest, self.samples - self.left
-        for client in list(self.links):
+        for client in list(self.connections):
             state = int(used[client]), float(self.measured[client])
-            opening = Opening(self.run, self.step, epochs, *state, self._histograms)
+            opening = RunOpening(self.run, self.step, epochs, *state, self._histograms)
             self._tell(client, Op.OPEN, opening.pack(bottoms.vectors(client), bottoms.momentum(client)))
-        for client in list(self.links):
+        for client in list(self.connections):
             own = np.array([self.samples[client], *(self.histograms[client] if self._histograms else ())])
             with self._blaming(client):
                 payload = self._answer(client, Op.SIZES)
@@ -137,7 +137,7 @@ class RemoteSite(Site):
     def resume(self, schedule: Schedule) -> None:
         """Send every client its column of what is left of an epoch, which it has forgotten."""
         columns = schedule.tocsc()
-        for client in list(self.links):
+        for client in list(self.connections):
             own = slice(*columns.indptr[client : client + 2])
             column = pack_column(columns.indices[own], columns.data[own], schedule.shape[0], rest=self._rest)
             self._tell(client, Op.SCHEDULE, column)
@@ -149,9 +149,9 @@ class RemoteSite(Site):
 
     # One step
 
-    def ask(self, row: Row) -> Row:
+    def ask(self, row: BatchComposition) -> BatchComposition:
         """Ask clients for samples; return the row of those whose activations have come in time and can be used."""
-        row = row.only(np.isin(row.clients, list(self.links)))
+        row = row.only(np.isin(row.clients, list(self.connections)))
         if not len(row.clients):
             raise self._unanswered()
         row = super().ask(row)
@@ -173,8 +173,8 @@ class RemoteSite(Site):
         return row.only(there)
 
     def _unanswered(self) -> SparsyncError:
-        if self.links:
-            return Unanswered("none of the clients that were asked has answered")
+        if self.connections:
+            return NoClientAnswered("none of the clients that were asked has answered")
         client, why = list(self.lost.items())[-1]
         return SparsyncError(f"all clients are lost, the last was {client}: {why}; start them again, and resume")
 
@@ -192,26 +192,26 @@ class RemoteSite(Site):
                 labels = self.task.dataset.train.labels[torch.from_numpy(indices)]
             self._answers[client] = numbers.to(self.device), labels.to(self.device), payload
 
-    def forward(self, row: Row) -> Crossing:
+    def forward(self, row: BatchComposition) -> CutTensors:
         """Take what has arrived."""
         numbers, labels, payloads = zip(*(self._answers[client] for client in row.clients.tolist()), strict=True)
         sent = Delivery.of(payloads, row.total if self.labels == "server" else 0)
         self.times.up += self.costs.delivered(sent, row.clients, up=True)
         self.batch_classes = self._count(torch.cat(labels))
-        return Crossing(row, [], torch.cat(numbers).requires_grad_(), torch.cat(labels))
+        return CutTensors(row, [], torch.cat(numbers).requires_grad_(), torch.cat(labels))
 
     def _count(self, labels: Tensor) -> Ints:
         return np.bincount(labels.cpu().numpy(), minlength=self._seen.shape[1])
 
-    def learn(self, crossing: Crossing, outputs: Tensor) -> float:
+    def learn(self, cut_tensors: CutTensors, outputs: Tensor) -> float:
         """Where labels stay with the clients, send the outputs down, and let each bring the gradient of its own loss.
 
         The mean is over the samples of those who do.
         """
         if self.labels == "server":
-            return super().learn(crossing, outputs)
-        self._finite(self.task.loss(outputs, crossing.labels))  # else clients would be blamed for what they answer
-        row, gradient = crossing.row, torch.zeros_like(outputs)
+            return super().learn(cut_tensors, outputs)
+        self._finite(self.task.loss(outputs, cut_tensors.labels))  # else clients would be blamed for what they answer
+        row, gradient = cut_tensors.row, torch.zeros_like(outputs)
         clients, sizes = row.clients.tolist(), row.sizes.tolist()
         for client, piece in zip(clients, outputs.split_with_sizes(sizes), strict=True):
             self._tell(client, Op.OUTPUTS, OUTPUTS.pack(piece))
@@ -226,12 +226,12 @@ class RemoteSite(Site):
         if not there.any():
             raise self._unanswered()
         outputs.backward(gradient / there.sum())  # type: ignore[no-untyped-call]
-        self.batch_classes -= self._count(crossing.labels[~there])
-        return self.task.loss(outputs[there], crossing.labels[there]).item()
+        self.batch_classes -= self._count(cut_tensors.labels[~there])
+        return self.task.loss(outputs[there], cut_tensors.labels[there]).item()
 
-    def backward(self, crossing: Crossing) -> None:
+    def backward(self, cut_tensors: CutTensors) -> None:
         """Send the activations' gradients down."""
-        row, delta = crossing.row, crossing.arrived.grad
+        row, delta = cut_tensors.row, cut_tensors.arrived.grad
         assert delta is not None
         payloads = []
         for client, piece in zip(row.clients.tolist(), delta.split_with_sizes(row.sizes.tolist()), strict=True):
@@ -241,7 +241,7 @@ class RemoteSite(Site):
         self.times.back += self.costs.delivered(Delivery.of(payloads), row.clients, up=False)
         self.times.back += self.costs.backward(row.clients, row.sizes)
 
-    def collect(self, row: Row) -> None:
+    def collect(self, row: BatchComposition) -> None:
         """Sum the bottoms' gradients as they come, by increasing client."""
         total = torch.zeros_like(self.bottoms.grads[0])
         for client in row.clients.tolist():
@@ -251,11 +251,11 @@ class RemoteSite(Site):
                     total += GRADIENT.unpack(payload, total.cpu())[0].to(total)
         self.bottoms.grads[:] = total
 
-    def share_gradient(self, row: Row) -> None:
+    def share_gradient(self, row: BatchComposition) -> None:
         """Send the sum to all that are there."""
         super().share_gradient(row)
         answer = GRADIENT.pack(self.bottoms.grads[0])
-        for client in list(self.links):
+        for client in list(self.connections):
             self._tell(client, Op.SUM, answer)
 
     def update(self, bottoms: Iterable[int] | None = None, tops: Iterable[int] | None = None) -> None:
@@ -273,18 +273,18 @@ class RemoteSite(Site):
                     vectors[client], arrived.split_with_sizes([*map(len, vectors[client])]), strict=True
                 ):
                     own.copy_(piece)
-        if not self.links:
+        if not self.connections:
             raise self._unanswered()
         super().average_bottoms()
         mean = BOTTOM.pack(torch.cat(vectors[0]))
-        for client in list(self.links):
+        for client in list(self.connections):
             self._tell(client, Op.BOTTOM, mean)
 
     def _asked(self, question: Op, answer: Op) -> Iterator[tuple[int, bytes]]:
         """Ask all clients, and go through the answers."""
-        for client in list(self.links):
+        for client in list(self.connections):
             self._tell(client, question)
-        for client in list(self.links):
+        for client in list(self.connections):
             payload = self._answer(client, answer)
             if payload is not None:
                 yield client, payload
@@ -292,19 +292,19 @@ class RemoteSite(Site):
     # Clients that fail
 
     def _tell(self, client: int, op: Op, payload: bytes = b"") -> None:
-        if client in self.links:
+        if client in self.connections:
             try:
-                self.links[client].send(op, payload)
-            except LinkLost as error:
+                self.connections[client].send(op, payload)
+            except ConnectionLost as error:
                 self._lose(client, str(error))
 
     def _answer(self, client: int, op: Op, end: float | None = None, *, late: bool = False) -> bytes | None:
         """What a client answers until then, or as long as patience lasts; None if it is late, or lost."""
         end = time.monotonic() + self.patience if end is None else end
-        while client in self.links:
+        while client in self.connections:
             left = max(0.0, end - time.monotonic())
             try:
-                frame = self.links[client].inbox.get(timeout=min(left, _LOOK_UP))
+                frame = self.connections[client].inbox.get(timeout=min(left, _LOOK_UP))
             except queue.Empty:
                 if self.stopping():
                     raise Interrupted(
@@ -334,7 +334,7 @@ class RemoteSite(Site):
             self._lose(client, str(error))
 
     def _lose(self, client: int, why: str) -> None:
-        self.links.pop(client).close()
+        self.connections.pop(client).close()
         self.lost[client] = why
         self.left[client] = 0
         self.everyone = self.everyone[self.everyone != client]

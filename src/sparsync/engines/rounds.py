@@ -12,18 +12,18 @@ import numpy as np
 from torch import nn
 
 from sparsync.engines.evaluation import Budget, Progress, emit_pieces, evaluate, overall
-from sparsync.engines.pace import Action
+from sparsync.engines.pace import PaceAction
 from sparsync.errors import PayloadError, SparsyncError
 from sparsync.federated import FederatedState, Server, TooFewUploads, Upload
 from sparsync.system import Clock, Profile, System
 from sparsync.task import Task, counts
 from sparsync.wire import Kind, Ledger, kinds_of, values_of
-from sparsync.workers import SCHEDULES, Arena, Bench, Client
+from sparsync.workers import SCHEDULES, Arena, Client, ClientRuntime
 from sparsync.workers.group import gather
 
 
 @dataclass
-class Rounds:
+class RoundCounter:
     """Where a federation stands."""
 
     round: int = 0  # complete ones
@@ -37,7 +37,7 @@ class RoundLoop:
 
     Parameters
     ----------
-    server, bench, strategy
+    server, runtime, strategy
         The two sides, and what they say to each other.
     task : Task
         For the evaluation of the global model on the test set, which is a read-out: it costs no bytes and no time.
@@ -55,27 +55,27 @@ class RoundLoop:
     def __init__(
         self,
         server: Server,
-        bench: Bench,
+        runtime: ClientRuntime,
         strategy: FederatedState,
         task: Task,
         budget: Budget,
         profile: Profile,
         emit: Callable[[dict[str, Any]], None],
     ) -> None:
-        self.server, self.bench, self.strategy = server, bench, strategy
+        self.server, self.runtime, self.strategy = server, runtime, strategy
         self.task, self.budget, self.emit = task, budget, emit
         self.group = server.group
         self.schedule = SCHEDULES.build(server.settings.schedule)
         self.ledger = Ledger(server.clients)
         self.clock = Clock(System.of(profile, server.clients, server.seed))
         self.progress = Progress()
-        self.rounds = Rounds()
+        self.rounds = RoundCounter()
         self.losses = [0.0, 0]  # sum and number, of the batches since the last evaluation
 
     @property
     def arena(self) -> Arena:
         """Whose layout names a model's tensors."""
-        return self.bench.arena
+        return self.runtime.arena
 
     @property
     def syncs(self) -> int:
@@ -96,14 +96,14 @@ class RoundLoop:
         self.strategy.select(0, self.server.generator("select", 0, 0))
         self.strategy.downlink(0)
 
-    def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
+    def run(self, pace: Callable[[int], PaceAction], save: Callable[[], None]) -> bool:
         """Go through rounds to the end of the budget. Return whether it got there, or was asked to stop."""
         while not self.done:
             steps = self._round(save)
             action = pace(steps)
-            if action is not Action.GO_ON and not self.done:
+            if action is not PaceAction.GO_ON and not self.done:
                 save()
-                if action is Action.STOP:
+                if action is PaceAction.STOP:
                     return False
         return True
 
@@ -144,7 +144,7 @@ class RoundLoop:
         if failure:
             raise failure
         for number in memories.keys() - server.rejected.keys():
-            self.bench.remember(number, memories[number])
+            self.runtime.remember(number, memories[number])
         self._note([everyone[number]["notes"] for number in cohort])
         if complete is not False:
             self._complete()
@@ -170,7 +170,7 @@ class RoundLoop:
             # Clients that remember something stay where they are.
             if (number if self.strategy.stateful else i) % size != self.group.rank:
                 continue
-            client = Client(number, now, self.schedule(now), self.bench)
+            client = Client(number, now, self.schedule(now), self.runtime)
             upload, reports[number] = self._update(client, payload)
             memories[number] = client.memory
             yield Upload(number, upload)
@@ -234,7 +234,7 @@ class RoundLoop:
             self._emit("round", **line)
 
     def _complete(self) -> None:
-        self.rounds = Rounds(self.rounds.round + 1)
+        self.rounds = RoundCounter(self.rounds.round + 1)
         budget, now = self.budget, self.rounds.round
         if now % budget.eval_every == 0 or self._spent:
             self._evaluate()
@@ -266,7 +266,7 @@ class RoundLoop:
     def _held(self) -> np.ndarray[Any, Any]:
         """How many samples of each class each client holds, (N, classes)."""
         dataset = self.task.dataset
-        return counts(self.bench.parts, dataset.train.labels.numpy(), dataset.classes).astype(np.float64)
+        return counts(self.runtime.parts, dataset.train.labels.numpy(), dataset.classes).astype(np.float64)
 
     def _of_clients(self, by_class: np.ndarray[Any, Any]) -> dict[str, float]:
         """Accuracy that clients can expect on test examples of their own classes: mean and worst decile."""
@@ -278,17 +278,17 @@ class RoundLoop:
         return {"client_accuracy": float(accuracies.mean()), "client_accuracy_worst": float(worst.mean())}
 
     def evaluated(self) -> nn.Module:
-        """Put the global model as it computes into the seat's module, and return that."""
-        self.bench.vector.write(self.strategy.model())
+        """Put the global model as it computes into the bound module, and return that."""
+        self.runtime.vector.write(self.strategy.model())
         self.server.exact.write()
-        return self.bench.module
+        return self.runtime.module
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run of the same experiment needs to go on with the same bits."""
         return {
             "strategy": self.strategy.state_dict(),
             "exact": self.server.exact.values,
-            "memories": {str(number): memory for number, memory in self.bench.memories.items()},
+            "memories": {str(number): memory for number, memory in self.runtime.memories.items()},
             "ledger": self.ledger.state_dict(),
             "clock": self.clock.state_dict(),
             "progress": asdict(self.progress),
@@ -300,11 +300,11 @@ class RoundLoop:
         """Continue from a checkpoint."""
         self.strategy.load_state_dict(state["strategy"])
         self.server.exact.values = list(state["exact"])
-        self.bench.memories = {int(number): memory for number, memory in state["memories"].items()}
+        self.runtime.memories = {int(number): memory for number, memory in state["memories"].items()}
         self.ledger.load_state_dict(state["ledger"])
         self.clock.load_state_dict(state["clock"])
         self.progress = Progress(**state["progress"])
-        self.rounds = Rounds(**state["rounds"])
+        self.rounds = RoundCounter(**state["rounds"])
         self.losses = list(state["losses"])
 
 

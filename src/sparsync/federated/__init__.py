@@ -1,6 +1,6 @@
 """A server and its clients, in rounds: FedAvg and its relatives, and the methods that send sparse models."""
 
-from sparsync.federated.contract import Asynchronous, Choosy, FederatedState, FederatedStrategy
+from sparsync.federated.contract import Asynchronous, FederatedState, FederatedStrategy, RequiresFederation
 from sparsync.federated.dpf import DPF
 from sparsync.federated.fda_opt import FDAOpt
 from sparsync.federated.fedasync import FedAsync
@@ -23,7 +23,6 @@ from sparsync.federated.zerofl import ZeroFL
 __all__ = [
     "DPF",
     "Asynchronous",
-    "Choosy",
     "FDAOpt",
     "FedAdagrad",
     "FedAdam",
@@ -40,6 +39,7 @@ __all__ = [
     "Federation",
     "Flash",
     "PruneFL",
+    "RequiresFederation",
     "Scaffold",
     "Server",
     "Snip",

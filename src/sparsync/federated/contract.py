@@ -84,7 +84,7 @@ class FederatedStrategy(Protocol):
 
 
 @runtime_checkable
-class Choosy(Protocol):
+class RequiresFederation(Protocol):
     """A strategy that does not go with every federation."""
 
     def check(self, settings: Federation) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsync.errors import PayloadError
-from sparsync.wire import Section, pack_parcel, unpack_parcel
+from sparsync.wire import MessageSection, pack_parcel, unpack_parcel
 from sparsync.wire.parcel import RAW
 from sparsync.workers import Arena
 
@@ -57,7 +57,7 @@ class ExactState:
         if not sections:
             return payload
         body = b"".join(value.view(torch.uint8).numpy().tobytes() for value in values)
-        return pack_parcel([*sections, Section("model", body)])
+        return pack_parcel([*sections, MessageSection("model", body)])
 
     def split(self, payload: bytes) -> tuple[bytes, list[Tensor] | None]:
         """Return a message as it was before `join`, and what that has added.
@@ -83,7 +83,7 @@ class ExactState:
                 raise PayloadError("payload: a buffer holds NaN or infinity")
         return pack_parcel(rest), values
 
-    def _sections(self, payload: bytes) -> list[Section]:
+    def _sections(self, payload: bytes) -> list[MessageSection]:
         """Sections of a message that carries a model which has such buffers; none of another."""
         sections = unpack_parcel(payload, len(payload)) if self.numel else []
         return sections if any(section.kind == "model" for section in sections) else []

@@ -20,7 +20,7 @@ from torch import Tensor
 from sparsync.errors import UsageError
 from sparsync.federated.fedavg import FedAvg
 from sparsync.federated.fedopt import FedOptState
-from sparsync.federated.messages import Packing, pack_numbers, unpack_numbers
+from sparsync.federated.messages import ModelPacking, pack_numbers, unpack_numbers
 from sparsync.federated.server import Server, TooFewUploads, Upload
 from sparsync.federated.settings import Federation
 from sparsync.sketch import Sketch
@@ -99,7 +99,7 @@ class FDAOptState(FedOptState):
         self.adaptive = config.adaptive
         self.max_epochs = config.max_epochs or 2 * (server.settings.epochs or 1) + 8
         self.sketch = Sketch(server.vector.d, config.depth, config.width, server.generator("sketch"))
-        self.whole = Packing(server.vector)
+        self.whole = ModelPacking(server.vector)
         self.threshold = config.threshold
         self.groups = 0  # that have been selected
         self.cohort: list[int] = []

@@ -14,7 +14,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from sparsync.federated.messages import Packing, any_chain, chain_of
+from sparsync.federated.messages import ModelPacking, any_chain, chain_of
 from sparsync.federated.server import Server, Upload
 from sparsync.federated.settings import Federation
 from sparsync.spec import config
@@ -70,8 +70,8 @@ class FedAvgState:
         self.server = server
         self.weights = server.initial.clone()
         self.sent = self.weights  # what clients hold after the download
-        self.up = Packing(server.vector, chain_of(config.uplink))
-        self.down = Packing(server.vector, chain_of(config.downlink))
+        self.up = ModelPacking(server.vector, chain_of(config.uplink))
+        self.down = ModelPacking(server.vector, chain_of(config.downlink))
         self.changes = not self.up.lossless  # whether clients send what has changed, not what it has become
         self.stateful = isinstance(self.up.chain, ErrorFeedback)
 

@@ -29,7 +29,7 @@ from sparsync.shares import exact
 from sparsync.sparsity import Cubic, ParamView, Staircase, counts, erk, kept, random_mask, top_k_mask
 from sparsync.spec import MOST, Count, Natural, config
 from sparsync.strategies import STRATEGIES
-from sparsync.wire import Known
+from sparsync.wire import KnownSupport
 from sparsync.workers import Client
 
 MaskInit = Annotated[
@@ -200,7 +200,7 @@ class FedDIPState(MaskedState):
         if self.own_masks(client.round):
             mask = self.drawn(client.generator("mask"))
         strength = self.penalty(client.round) if self.penalty else 0.0
-        client.train(transform=Pruned(self.view, mask, strength, self.config.norm))
+        client.train(transform=MaskTransform(self.view, mask, strength, self.config.norm))
         if not self.dense_upload(client.round):
             return mask
         trained = self.prunable(client.model()).double()
@@ -217,7 +217,7 @@ class FedDIPState(MaskedState):
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
         everything = torch.ones_like(self.mask)
-        known = Known(everything if self.dense_upload(round_) else self.mask)
+        known = KnownSupport(everything if self.dense_upload(round_) else self.mask)
         mean = self.server.average(uploads, lambda payload: self.up.decode(payload, known), len(self.weights)).float()
         if self.config.reconfigure_on == "masked":
             mean = self.pruned(mean, self.mask)
@@ -240,7 +240,7 @@ class FedDIPState(MaskedState):
         )
 
 
-class Pruned:
+class MaskTransform:
     """The transform of local training: theta = m * omega, whose gradient is omega's as well (straight through).
 
     The gradient is not masked: entries that the mask hides move, too. The penalty's gradient is

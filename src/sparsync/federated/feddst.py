@@ -38,7 +38,7 @@ from sparsync.sparsity import (
 )
 from sparsync.spec import Count, config
 from sparsync.strategies import STRATEGIES
-from sparsync.wire import Known, Masked, Support
+from sparsync.wire import KnownSupport, MaskedSupport, SupportStage
 from sparsync.workers import Client
 
 
@@ -109,19 +109,19 @@ class FedDSTState(MaskedState):
         grad, weights = self.view.gather(client.gradient(extra)).cpu(), self.view.gather(client.params).cpu()
         mask, weights = drop_and_grow(self.view, mask, weights, grad, self.drop(client.round))
         self.view.scatter_(client.params, weights.to(client.params))
-        client.bench.optimizer.state.clear()  # momentum would move what was dropped
+        client.runtime.optimizer.state.clear()  # momentum would move what was dropped
         freeze_off(self.view, mask, client, range(steps // 2, steps))
         return mask
 
-    def support(self, round_: int, mask: Tensor) -> Support:
-        return Masked(mask) if self.readjusts(round_) else super().support(round_, mask)
+    def support(self, round_: int, mask: Tensor) -> SupportStage:
+        return MaskedSupport(mask) if self.readjusts(round_) else super().support(round_, mask)
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
         numel, size = len(self.weights), self.view.numel
 
         def decode(payload: bytes) -> Tensor:
             if not self.readjusts(round_):
-                return torch.cat((self.up.decode(payload, Known(self.mask)), self.mask.float()))
+                return torch.cat((self.up.decode(payload, KnownSupport(self.mask)), self.mask.float()))
             model, mask = self.up.decode_mask(payload)
             return torch.cat((model, mask.float()))
 

@@ -1,8 +1,8 @@
 """FLASH: Babakniya et al., arXiv:2208.13092, its fixed-mask variant as in ``AGuastella/fl_powerpropagation``.
 
 In the first round clients train dense and send their largest weights; from then on everybody trains the mask that the
-server makes of these: in each layer as many of the average's largest entries as clients kept there on average. Reports
-call it "as re-implemented"; unlike that code, which also freezes biases that start at zero, masks touch weights only.
+server makes of these: in each layer as many of the average's largest entries as clients kept there on average. Unlike
+that code, which also freezes biases that start at zero, masks touch weights only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sparsync.federated.server import Server, Upload
 from sparsync.sparsity import Constant, kept, layer_top_k_mask, top_k_mask
 from sparsync.spec import Natural, config
 from sparsync.strategies import STRATEGIES
-from sparsync.wire import Masked, Support
+from sparsync.wire import MaskedSupport, SupportStage
 from sparsync.workers import Client
 
 
@@ -60,8 +60,8 @@ class FlashState(MaskedState):
         client.train(range(len(client.batches) + self.config.warmup * client.batches.per_pass))
         return top_k_mask(self.prunable(client.model()), kept(self.view.numel, self.config.sparsity))
 
-    def support(self, round_: int, mask: Tensor) -> Support:
-        return super().support(round_, mask) if round_ > 0 else Masked(mask)
+    def support(self, round_: int, mask: Tensor) -> SupportStage:
+        return super().support(round_, mask) if round_ > 0 else MaskedSupport(mask)
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
         if round_ > 0:

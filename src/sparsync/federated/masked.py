@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from sparsync.federated.fedavg import FedAvg, FedAvgState
-from sparsync.federated.messages import Packing, chain_of, only_values
+from sparsync.federated.messages import ModelPacking, chain_of, only_values
 from sparsync.federated.server import Server, Upload
 from sparsync.federated.watching import SupportWatch, density_of, of_client
 from sparsync.sparsity import ParamView
 from sparsync.spec import config
-from sparsync.wire import Kind, Known, Masked, Support
+from sparsync.wire import Kind, KnownSupport, MaskedSupport, SupportStage
 from sparsync.workers import Client
 
 
@@ -51,8 +51,8 @@ class MaskedState(FedAvgState):
         super().__init__(config, server)
         self.sparsity = sparsity
         self.view = server.view(rule)
-        self.up = Packing(server.vector, chain_of(config.uplink), view=self.view)
-        self.down = Packing(server.vector, chain_of(config.downlink), view=self.view)
+        self.up = ModelPacking(server.vector, chain_of(config.uplink), view=self.view)
+        self.down = ModelPacking(server.vector, chain_of(config.downlink), view=self.view)
         self.mask = torch.ones(self.view.numel, dtype=torch.bool)
         self.watch = SupportWatch(server, self.view)
 
@@ -70,7 +70,9 @@ class MaskedState(FedAvgState):
         """The mask, and the global model on it."""
         self.watch.sent(round_, self.mask)
         self.server.record(sparsity_target=self.sparsity(round_))
-        return self.down.encode(self.weights, self.server.generator("downlink", round_), support=Masked(self.mask))
+        return self.down.encode(
+            self.weights, self.server.generator("downlink", round_), support=MaskedSupport(self.mask)
+        )
 
     def local_update(self, client: Client, payload: bytes) -> bytes:
         """Load, train on the mask, send what is on it."""
@@ -97,16 +99,16 @@ class MaskedState(FedAvgState):
         """Support (M,) by which a client is compared with others. Default: the mask of what it sends."""
         return mask
 
-    def support(self, round_: int, mask: Tensor) -> Support:
+    def support(self, round_: int, mask: Tensor) -> SupportStage:
         """How an upload tells the mask. Default: not at all, since the server knows it."""
-        return Known(mask)
+        return KnownSupport(mask)
 
     def extra(self, round_: int) -> Mapping[Kind, Tensor]:
         """What else an upload holds. Default: nothing."""
         return {}
 
     def decode(self, payload: bytes) -> Tensor:
-        return self.up.decode(payload, Known(self.mask))
+        return self.up.decode(payload, KnownSupport(self.mask))
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
         super().aggregate(round_, uploads)

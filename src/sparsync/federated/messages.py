@@ -14,10 +14,10 @@ from sparsync.wire import (
     Chain,
     ErrorFeedback,
     Kind,
-    Masked,
-    NonZero,
-    Section,
-    Support,
+    MaskedSupport,
+    MessageSection,
+    NonZeroSupport,
+    SupportStage,
     decode_parts,
     pack_parcel,
     parse_chain,
@@ -30,7 +30,7 @@ from sparsync.workers import ModelVector
 _PLAIN = Chain()  # every number, in float32
 
 
-class Packing:
+class ModelPacking:
     """A model (D,) as a message and back.
 
     Parameters
@@ -76,7 +76,7 @@ class Packing:
         model: Tensor,
         rng: np.random.Generator | None = None,
         *,
-        support: Support | None = None,
+        support: SupportStage | None = None,
         memory: dict[str, Tensor] | None = None,
         extra: Mapping[Kind, Tensor] | None = None,
     ) -> bytes:
@@ -88,7 +88,7 @@ class Packing:
             What is sent.
         rng : Generator, optional
             For stochastic rounding.
-        support : Support, optional
+        support : SupportStage, optional
             Which of the numbers travel, before the chain's own stages.
         memory : dict, optional
             Where a sender keeps what error feedback makes up for in its next message.
@@ -107,7 +107,7 @@ class Packing:
             sections += _PLAIN.encode_body(numbers, kind)
         return pack_parcel(sections)
 
-    def decode(self, payload: bytes, support: Support | None = None, extra: Sequence[int] = ()) -> Tensor:
+    def decode(self, payload: bytes, support: SupportStage | None = None, extra: Sequence[int] = ()) -> Tensor:
         """Decode a model, (D,), and what else was sent, of these lengths, behind it in one vector.
 
         Raises
@@ -129,7 +129,7 @@ class Packing:
         PayloadError
             If the message is not a model with a mask.
         """
-        model = self.decode(payload, NonZero())
+        model = self.decode(payload, NonZeroSupport())
         return model, _mask(unpack_parcel(payload, len(payload))[1], self.numel)
 
 
@@ -152,7 +152,7 @@ def unpack_numbers(payload: bytes, numel: int) -> Tensor:
 def pack_mask(mask: Tensor) -> bytes:
     """Return a message of a mask (n,) and nothing else."""
     numbers = torch.zeros(mask.numel()).numpy()
-    return pack_parcel([Masked(mask).encode(numbers)[1]])
+    return pack_parcel([MaskedSupport(mask).encode(numbers)[1]])
 
 
 def unpack_mask(payload: bytes, numel: int) -> Tensor:
@@ -167,9 +167,9 @@ def unpack_mask(payload: bytes, numel: int) -> Tensor:
     return _mask(sections[0] if len(sections) == 1 else None, numel)
 
 
-def _mask(section: Section | None, numel: int) -> Tensor:
+def _mask(section: MessageSection | None, numel: int) -> Tensor:
     mask = torch.zeros(numel, dtype=torch.bool)
-    mask[torch.from_numpy(NonZero().decode(section, numel))] = True  # it decodes any mask that was sent
+    mask[torch.from_numpy(NonZeroSupport().decode(section, numel))] = True  # it decodes any mask that was sent
     return mask
 
 

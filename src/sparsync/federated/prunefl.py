@@ -32,7 +32,7 @@ from sparsync.shares import exact
 from sparsync.sparsity import Cubic, counts, erk, random_mask, top_k_among
 from sparsync.spec import MOST, Count, config
 from sparsync.strategies import STRATEGIES
-from sparsync.wire import Kind, Known
+from sparsync.wire import Kind, KnownSupport
 from sparsync.workers import Client
 
 _BASE_TIME = 0.2  # T_acc at the start, in units of a coordinate's time (both ports)
@@ -125,7 +125,7 @@ class PruneFLState(MaskedState):
             if done % _ALONE == 0:
                 mask = self.decided(squares, mask, self.view.gather(client.params).cpu(), self.config.sparsity_init)
                 client.params.mul_(over_parameters(self.view, mask).to(client.params))
-                client.bench.optimizer.state.clear()  # momentum would move what was dropped
+                client.runtime.optimizer.state.clear()  # momentum would move what was dropped
             if done >= _ALONE and client.accuracy() > enough:
                 break
         return mask
@@ -158,7 +158,7 @@ class PruneFLState(MaskedState):
             return False
         if not self.decides(round_):
             return super().aggregate(round_, uploads)
-        known = Known(self.mask)
+        known = KnownSupport(self.mask)
         both = self.server.average(uploads, lambda payload: self.up.decode(payload, known, [size]), numel + size)
         mean, squares = both.split_with_sizes((numel, size))
         self.mask = self.decided(squares, self.mask, self.prunable(mean), self.sparsity(round_))

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from sparsync.errors import UsageError
 from sparsync.federated.fedavg import FedAvg, FedAvgState
-from sparsync.federated.messages import Packing
+from sparsync.federated.messages import ModelPacking
 from sparsync.federated.server import Server, Upload
 from sparsync.federated.settings import Federation
 from sparsync.spec import config, parse
@@ -65,7 +65,7 @@ class ScaffoldState(FedAvgState):
         self.stateful = True
         self.lr = config.lr
         self.control = torch.zeros(server.vector.d)  # c
-        self.both = Packing(server.vector)
+        self.both = ModelPacking(server.vector)
 
     def downlink(self, round_: int) -> bytes:
         return self.both.encode(self.weights, extra={"state": self.control})

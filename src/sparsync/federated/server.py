@@ -15,7 +15,7 @@ from sparsync.federated.exact import ExactState
 from sparsync.federated.settings import Federation
 from sparsync.randomness import SHARED, generator
 from sparsync.sparsity import ParamView, prunable_names
-from sparsync.workers import Alone, Group, ModelVector
+from sparsync.workers import Group, ModelVector, SingleProcess
 from sparsync.workers.batches import batches_per_pass
 from sparsync.workers.group import gather, total
 
@@ -101,7 +101,7 @@ class Server:
         self.vector, self.module, self.settings, self.seed = vector, module, settings, seed
         self.batch_size, self.classes, self.joined = batch_size, classes, joined
         self.exact = ExactState(vector.arena)
-        self.group: Group = group or Alone()
+        self.group: Group = group or SingleProcess()
         self.samples = np.asarray(samples, np.int64)
         self.cohort = settings.cohort_of(len(self.samples))
         self.initial = vector.read()

@@ -74,7 +74,7 @@ class SnipState(MaskedState):
         if self.config.saliency_init == "xavier":
             self._draw(client)
         batch = client.batches[0]
-        labels = np.unique(client.bench.task.dataset.train.labels[batch], return_counts=True)
+        labels = np.unique(client.runtime.task.dataset.train.labels[batch], return_counts=True)
         client.note({f"scored_label/{label}": int(count) for label, count in zip(*labels, strict=True)})
         scores = self.view.gather(client.gradient(batch)) * self.view.gather(client.params)
         return pack_mask(top_k_mask(scores, kept(self.view.numel, self.config.sparsity)))

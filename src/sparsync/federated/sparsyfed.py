@@ -143,7 +143,7 @@ class SparsyFedState(TopKState):
         if client.number in (self.config.client_sparsity or {}) and client.round > 0:
             self.prune(client)
         beta = self.beta_of(client.params, client.torch_generator("spectral"))
-        client.train(transform=None if isinstance(beta, float) and beta == 1 else Power(self.powered, beta))
+        client.train(transform=None if isinstance(beta, float) and beta == 1 else PowerTransform(self.powered, beta))
         if self.pruning:
             client.note({f"act_density/{name}": value for name, value in self.pruning.densities.items()})
 
@@ -173,7 +173,7 @@ class SparsyFedState(TopKState):
         return made
 
 
-class Power:
+class PowerTransform:
     """The transform of local training: theta = p_beta(omega) on the re-parametrised entries of a row."""
 
     def __init__(self, view: ParamView, beta: float | Tensor) -> None:

@@ -14,13 +14,13 @@ from pydantic import Field
 from torch import Tensor
 
 from sparsync.federated.fedavg import FedAvg, FedAvgState
-from sparsync.federated.messages import Packing, chain_of, only_values
+from sparsync.federated.messages import ModelPacking, chain_of, only_values
 from sparsync.federated.server import Server, Upload
 from sparsync.federated.watching import SupportWatch, of_client
 from sparsync.sparsity import kept, top_k_mask
 from sparsync.spec import config
 from sparsync.strategies import STRATEGIES
-from sparsync.wire import NonZero, Relative
+from sparsync.wire import NonZeroSupport, RelativeSupport
 from sparsync.workers import Client
 
 
@@ -55,8 +55,10 @@ class TopKState(FedAvgState):
         super().__init__(config, server)
         self.sparsity = config.sparsity
         self.view = server.view("sparsyfed")
-        self.up = Packing(server.vector, chain_of(config.uplink), view=self.view)
-        self.down = Packing(server.vector, chain_of(config.downlink).with_support(NonZero()), view=self.view)
+        self.up = ModelPacking(server.vector, chain_of(config.uplink), view=self.view)
+        self.down = ModelPacking(
+            server.vector, chain_of(config.downlink).with_support(NonZeroSupport()), view=self.view
+        )
         self.watch = SupportWatch(server, self.view)
 
     def prunable(self, model: Tensor) -> Tensor:
@@ -81,10 +83,10 @@ class TopKState(FedAvgState):
 
     def encode(self, model: Tensor, client: Client, received: Tensor) -> bytes:
         """Encode a pruned model; its support lies within what was received once clients agree."""
-        return self.up.encode(model, client.generator("codec"), support=Relative(self.prunable(received) != 0))
+        return self.up.encode(model, client.generator("codec"), support=RelativeSupport(self.prunable(received) != 0))
 
     def decode(self, payload: bytes) -> Tensor:
-        return self.up.decode(payload, Relative(self.prunable(self.sent) != 0))
+        return self.up.decode(payload, RelativeSupport(self.prunable(self.sent) != 0))
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
         super().aggregate(round_, uploads)

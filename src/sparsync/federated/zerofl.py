@@ -3,7 +3,7 @@
 Clients train with SWAT layers: at every forward pass each layer's weight is pruned, in place, to its largest entries,
 and of the input that is saved for the backward pass only the largest entries stay. The weight's gradient is not masked,
 so every entry moves in each step, but one that was dropped survives only if a single step lifts it over the threshold.
-Before the upload the model is pruned globally. Reports call it "as re-implemented".
+Before the upload the model is pruned globally.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class ZeroFLState(TopKState):
                 density=1 - exact(self.config.sparsity),
             )
         self.pruning.new_round()
-        client.train(transform=Swat(self.swat, self.config.sparsity))
+        client.train(transform=SwatTransform(self.swat, self.config.sparsity))
         client.note({f"act_density/{name}": value for name, value in self.pruning.densities.items()})
 
 
-class Swat:
+class SwatTransform:
     """The transform of one client's round: each layer's weight keeps its largest entries, in place.
 
     A convolution's threshold is that of its first forward pass, a linear layer's is chosen anew at each.

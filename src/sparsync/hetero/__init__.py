@@ -1,8 +1,8 @@
 """Devices of unequal speed: how much each trains, which of them average, and how they pass their models around."""
 
-from sparsync.hetero.coordinator import Coordinator, Selection
 from sparsync.hetero.graphs import GRAPHS, GraphSpec, connected, make_graph, metropolis, spectral_gap
-from sparsync.hetero.plan import Plan, ideal_throughput, make_plan
+from sparsync.hetero.plan import HyperperiodPlan, ideal_throughput, make_plan
+from sparsync.hetero.planner import CyclePlanner, RingSelection
 from sparsync.hetero.ring import RingPlan, ring_mean
 from sparsync.hetero.selection import (
     default_members,
@@ -15,12 +15,12 @@ from sparsync.hetero.versions import Forecast
 
 __all__ = [
     "GRAPHS",
-    "Coordinator",
+    "CyclePlanner",
     "Forecast",
     "GraphSpec",
-    "Plan",
+    "HyperperiodPlan",
     "RingPlan",
-    "Selection",
+    "RingSelection",
     "connected",
     "default_members",
     "draw_members",

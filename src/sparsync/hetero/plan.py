@@ -23,7 +23,7 @@ _TICKS = 4  # of the fine rule, in one unit of the fastest device
 
 
 @dataclass(frozen=True)
-class Plan:
+class HyperperiodPlan:
     """How much every device trains in one hyperperiod.
 
     Attributes
@@ -40,7 +40,7 @@ class Plan:
 
 def make_plan(
     seconds: npt.ArrayLike, *, rule: Literal["coarse", "fine"] = "coarse", max_units: int | None = None
-) -> Plan:
+) -> HyperperiodPlan:
     """Plan one hyperperiod from measured times.
 
     Parameters
@@ -79,7 +79,7 @@ def make_plan(
         common, most = math.lcm(*ticks), 2 * _TICKS * (slowest / fastest)
         hyperperiod = 2 * slowest if common > most else min(common / _TICKS * fastest, 2 * slowest)
         units = [round(min(common, most) / t) for t in ticks]
-    return Plan(hyperperiod, tuple(units if max_units is None else (min(u, int(max_units)) for u in units)))
+    return HyperperiodPlan(hyperperiod, tuple(units if max_units is None else (min(u, int(max_units)) for u in units)))
 
 
 def ideal_throughput(power: npt.ArrayLike) -> float:

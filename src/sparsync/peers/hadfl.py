@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from sparsync.errors import SparsyncError
-from sparsync.hetero import Coordinator
+from sparsync.hetero import CyclePlanner
 from sparsync.spec import Count, Natural, config
 from sparsync.strategies import STRATEGIES
 from sparsync.workers import Fleet, Model
@@ -81,9 +81,9 @@ class HADFL:
     weights: Literal["uniform", "samples"] = "uniform"
     backup_every: Count = 10
 
-    def coordinator(self, devices: int, unit: int, seed: int) -> Coordinator:
+    def planner(self, devices: int, unit: int, seed: int) -> CyclePlanner:
         """Return who plans for so many devices, with so many local steps in a unit of work."""
-        return Coordinator(
+        return CyclePlanner(
             devices,
             unit,
             seed=seed,
@@ -122,8 +122,8 @@ class HADFLState:
 
     def __init__(self, config: HADFL, fleet: Fleet) -> None:
         self.config = config
-        self.coordinator = config.coordinator(fleet.workers, config.unit or fleet.epoch_steps, fleet.seed)
-        self.warmup = config.warmup_steps(self.coordinator.unit)  # that are to come
+        self.planner = config.planner(fleet.workers, config.unit or fleet.epoch_steps, fleet.seed)
+        self.warmup = config.warmup_steps(self.planner.unit)  # that are to come
         self.there = np.ones(fleet.workers, bool)  # (K,), as the next two: the available set
         self.trained = np.zeros(fleet.workers, np.int64)  # local steps in this cycle
         self.merged = np.zeros(fleet.workers, np.int64)  # the cycle of the last mean that each took in
@@ -153,7 +153,7 @@ class HADFLState:
             until[:] = self.due
         self.steps = clock.fit(until)
         if self.config.max_units is not None and not self.warmup:
-            self.steps = np.minimum(self.steps, np.maximum(0, self.coordinator.planned - self.trained))
+            self.steps = np.minimum(self.steps, np.maximum(0, self.planner.planned - self.trained))
         return self.steps.tolist()
 
     def _next_arrivals(self) -> list[tuple[float, int, int]]:
@@ -166,7 +166,7 @@ class HADFLState:
     # What they say to each other
 
     def exchange(self, fleet: Fleet) -> None:
-        self.coordinator.versions += self.steps
+        self.planner.versions += self.steps
         self.trained += self.steps
         if self.warmup:
             self.negotiate(fleet)
@@ -179,7 +179,7 @@ class HADFLState:
         """Devices report how long a unit takes them, and learn the plan."""
         self.warmup, fleet.rate = 0, 1.0
         self.due = fleet.clock.now
-        self.coordinator.enter(np.arange(fleet.workers))
+        self.planner.enter(np.arange(fleet.workers))
         stayed, back = self._roll_call(fleet)
         fleet.clock.wait(self.due, stayed)
         fleet.ledger.book_messages("control", stayed, up=_REPORT_BYTES)
@@ -197,7 +197,7 @@ class HADFLState:
 
     def _synchronise(self, fleet: Fleet) -> None:
         """The cycle ends: some devices average, one of them tells the others, and all go on."""
-        self.coordinator.cycle += 1
+        self.planner.cycle += 1
         stayed, back = self._roll_call(fleet)
         at_cap = stayed[fleet.clock.fit(self.due)[stayed] > 0]
         fleet.clock.wait(self.due, at_cap)
@@ -209,9 +209,9 @@ class HADFLState:
 
     def _average(self, fleet: Fleet, there: Ints) -> float:
         """Some devices average, and one of them sends the others the mean. Return when it is known."""
-        coordinator, ledger = self.coordinator, fleet.ledger
-        cycle, chosen = coordinator.cycle, coordinator.select_members(there)
-        coordinator.observe(there)
+        planner, ledger = self.planner, fleet.ledger
+        cycle, chosen = planner.cycle, planner.select_members(there)
+        planner.observe(there)
         ring, others = chosen.ring, chosen.others
         ledger.book_messages("control", there, up=_REPORT_BYTES)
         ledger.book_messages("control", ring, down=_SYNC_BYTES + 4 * len(ring))
@@ -220,7 +220,7 @@ class HADFLState:
         met = float(fleet.clock.times[ring].max())
         self.means[cycle] = fleet.ring(ring.tolist(), weighted=self.config.weights == "samples")  # w_bar
         self.merged[ring] = self.last = cycle
-        self.last_version = coordinator.mean_version(ring)
+        self.last_version = planner.mean_version(ring)
         averaged = float(fleet.clock.times[chosen.broadcaster])
         for device in others.tolist():
             self.arrivals.append((fleet.send(chosen.broadcaster, device), device, cycle))
@@ -229,12 +229,12 @@ class HADFLState:
         fleet.record(
             kind="cycle",
             cycle=cycle,
-            hyperperiod=coordinator.plan.hyperperiod,
-            units=list(coordinator.plan.units),
+            hyperperiod=planner.plan.hyperperiod,
+            units=list(planner.plan.units),
             available=there.tolist(),
             ring=ring.tolist(),
             broadcaster=chosen.broadcaster,
-            versions=coordinator.versions[there].tolist(),
+            versions=planner.versions[there].tolist(),
             predicted=chosen.predicted.tolist(),
             expected=chosen.expected.tolist(),
             met=met,
@@ -245,10 +245,10 @@ class HADFLState:
         return averaged
 
     def _begin_cycle(self, fleet: Fleet) -> None:
-        coordinator, there = self.coordinator, np.flatnonzero(self.there)
-        if coordinator.negotiate(fleet.clock.system.step_seconds[there], there):
+        planner, there = self.planner, np.flatnonzero(self.there)
+        if planner.negotiate(fleet.clock.system.step_seconds[there], there):
             fleet.ledger.book_messages("control", there, down=_PLAN_BYTES)
-        lasts, passed = coordinator.cycle_seconds, float(fleet.clock.times[there].min())
+        lasts, passed = planner.cycle_seconds, float(fleet.clock.times[there].min())
         self.due += lasts
         if self.due <= passed:  # all were in a ring that took longer
             self.due = passed + lasts
@@ -284,7 +284,7 @@ class HADFLState:
             for device in back.tolist():
                 fleet.blend(device, self.means[self.last], 1.0)
             self.merged[back] = self.last
-        self.coordinator.enter(back, self.last_version if self.last else None)
+        self.planner.enter(back, self.last_version if self.last else None)
 
     # What counts
 
@@ -295,7 +295,7 @@ class HADFLState:
     def state_dict(self) -> dict[str, Any]:
         return {
             "warmup": self.warmup,
-            "coordinator": self.coordinator.state_dict(),
+            "coordinator": self.planner.state_dict(),
             **{name: getattr(self, name).tolist() for name in _PER_DEVICE},
             "due": self.due,
             "last": [self.last, self.last_version],
@@ -306,7 +306,7 @@ class HADFLState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.warmup = state["warmup"]
-        self.coordinator.load_state_dict(state["coordinator"])
+        self.planner.load_state_dict(state["coordinator"])
         for name in _PER_DEVICE:
             setattr(self, name, np.array(state[name]))
         self.due = state["due"]

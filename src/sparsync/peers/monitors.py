@@ -114,7 +114,7 @@ class StateMonitor(Monitor):
         return torch.stack([torch.dot(row, row) for row in self._rows(u)])
 
 
-class Naive(StateMonitor):
+class NaiveMonitor(StateMonitor):
     """H = S1: as if the drifts had nothing in common. One number."""
 
     paper_bytes = 4
@@ -126,7 +126,7 @@ class Naive(StateMonitor):
         return mean_state[0].item()
 
 
-class Linear(StateMonitor):
+class LinearMonitor(StateMonitor):
     """H = S1 - (mean_k <xi, u_k>)^2, with xi the direction in which the common model last moved. Two numbers.
 
     Parameters
@@ -203,7 +203,7 @@ class SketchMonitor(StateMonitor):
         return mean_state[0].item() - Sketch.squared_norm(of_mean) / (1 + self.epsilon)
 
 
-class Exact(Monitor):
+class ExactMonitor(Monitor):
     """H = Var: sends the whole model, so it saves nothing. The measure of the others.
 
     Not computed as S1 - ||ubar||^2, which cancels when workers move together, but as the mean of ||w_k - wbar||^2 once
@@ -249,7 +249,7 @@ MonitorSpec = Annotated[str, AfterValidator(MONITORS.check)]
 @MONITORS.register("linear")
 def linear(fleet: Fleet, _settings: SketchSettings) -> Monitor:
     """The drift's norm, and its part along the direction in which the models last moved: 2 numbers."""
-    return Linear(unit_vector(fleet))
+    return LinearMonitor(unit_vector(fleet))
 
 
 @MONITORS.register("sketch")
@@ -270,10 +270,10 @@ def sketch(fleet: Fleet, settings: SketchSettings) -> Monitor:
 @MONITORS.register("naive")
 def naive(_fleet: Fleet, _settings: SketchSettings) -> Monitor:
     """The drift's norm alone: 1 number."""
-    return Naive()
+    return NaiveMonitor()
 
 
 @MONITORS.register("exact")
 def exact(fleet: Fleet, _settings: SketchSettings) -> Monitor:
     """The whole model, to measure the others by."""
-    return Exact(fleet.d)
+    return ExactMonitor(fleet.d)

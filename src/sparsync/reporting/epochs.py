@@ -11,16 +11,25 @@ from numpy.typing import NDArray
 from sparsync import split
 from sparsync.errors import UsageError
 from sparsync.reporting.fields import is_int
-from sparsync.reporting.history import Floats, History, Result, Run, Steps
-from sparsync.reporting.summary import Row
+from sparsync.reporting.history import ComparisonRecord, Floats, History, Result, SplitSteps
+from sparsync.reporting.summary import StrategyRow
 from sparsync.reporting.units import Spread, spread_of
 from sparsync.spec import parse
 
-__all__ = ["Epochs", "Tilt", "epochs", "expected_deviation", "in_tail", "seconds_per_epoch", "tilts", "uniform_psl"]
+__all__ = [
+    "EpochSummary",
+    "LDSSummary",
+    "epochs",
+    "expected_deviation",
+    "in_tail",
+    "seconds_per_epoch",
+    "tilts",
+    "uniform_psl",
+]
 
 
 @dataclass(frozen=True)
-class Epochs:
+class EpochSummary:
     """One split strategy's epochs, over the seeds that ended without an error.
 
     Attributes
@@ -37,7 +46,7 @@ class Epochs:
         Mean over classes, at the last evaluation.
     """
 
-    row: Row
+    row: StrategyRow
     deviation: Spread | None
     tail: Spread | None
     seconds: Spread | None
@@ -47,7 +56,7 @@ class Epochs:
 
 
 @dataclass(frozen=True)
-class Tilt:
+class LDSSummary:
     """How latent Dirichlet sampling (LDS) drew, means over epochs, over the seeds that ended without an error.
 
     Attributes
@@ -61,7 +70,7 @@ class Tilt:
         Of all clients: the lowest and the highest pi.
     """
 
-    row: Row
+    row: StrategyRow
     alpha_0: Spread | None
     pi: Spread | None
     held: Spread | None
@@ -69,12 +78,12 @@ class Tilt:
     most: Spread | None
 
 
-def epochs(run: Run, summary: Sequence[Row]) -> tuple[Epochs, ...]:
+def epochs(run: ComparisonRecord, summary: Sequence[StrategyRow]) -> tuple[EpochSummary, ...]:
     """Return what there is to say about every split strategy, in the run's order."""
     finished = {(r.label, r.seed): r for r in run.results if r.error is None}
     reference = next((r.label for r in run.results if uniform_psl(r)), None)
 
-    def one(row: Row) -> Epochs:
+    def one(row: StrategyRow) -> EpochSummary:
         own = {seed: result for (label, seed), result in finished.items() if label == row.label}
         histories = _finished(run, row.label)
         took = {seed: seconds_per_epoch(result) for seed, result in own.items()}
@@ -83,7 +92,7 @@ def epochs(run: Run, summary: Sequence[Row]) -> tuple[Epochs, ...]:
         def over(value: Callable[[History], float | None]) -> Spread | None:
             return spread_of([value(history) for history in histories], row.seeds)
 
-        return Epochs(
+        return EpochSummary(
             row,
             over(lambda history: _mean(history.steps.deviation)),
             over(lambda history: _mean(history.steps.deviation[in_tail(history.steps)])),
@@ -96,17 +105,17 @@ def epochs(run: Run, summary: Sequence[Row]) -> tuple[Epochs, ...]:
     return tuple(one(row) for row in summary if row.unit == "epochs")
 
 
-def tilts(run: Run, summary: Sequence[Row]) -> tuple[Tilt, ...]:
+def tilts(run: ComparisonRecord, summary: Sequence[StrategyRow]) -> tuple[LDSSummary, ...]:
     """Return how every strategy with LDS drew, in the run's order."""
     drawn = [(row, [h for h in _finished(run, row.label) if len(h.schedules)]) for row in summary]
     return tuple(_tilt(row, histories) for row, histories in drawn if histories)
 
 
-def _tilt(row: Row, histories: Sequence[History]) -> Tilt:
+def _tilt(row: StrategyRow, histories: Sequence[History]) -> LDSSummary:
     def over(value: Callable[[History], float | None]) -> Spread | None:
         return spread_of([value(history) for history in histories], row.seeds)
 
-    return Tilt(
+    return LDSSummary(
         row,
         over(lambda history: _mean(history.schedules.alpha_0)),
         over(lambda history: _of_slowest(history, _pi(history))),
@@ -116,13 +125,13 @@ def _tilt(row: Row, histories: Sequence[History]) -> Tilt:
     )
 
 
-def in_tail(steps: Steps) -> NDArray[np.bool_]:
+def in_tail(steps: SplitSteps) -> NDArray[np.bool_]:
     """Whether a step is in the last tenth of its epoch, where fixed local batches run dry, (n,)."""
     place, length = steps.within_epochs()
     return place >= length - np.ceil(length / 10)
 
 
-def expected_deviation(run: Run) -> float | None:
+def expected_deviation(run: ComparisonRecord) -> float | None:
     """Return how far batches drawn uniformly from all data would be from it; None if the run does not say enough."""
     setting = run.experiment.get("split")
     batch_size = setting.get("batch_size") if isinstance(setting, dict) else None
@@ -149,7 +158,7 @@ def seconds_per_epoch(result: Result) -> float | None:
     return result.seconds / result.syncs if result.seconds is not None and result.syncs else None
 
 
-def _finished(run: Run, label: str) -> list[History]:
+def _finished(run: ComparisonRecord, label: str) -> list[History]:
     """Return the histories of the seeds that ended without an error."""
     seeds = (result.seed for result in run.of(label) if result.error is None)
     return [run.histories[label, seed] for seed in seeds if (label, seed) in run.histories]

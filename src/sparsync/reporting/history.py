@@ -1,7 +1,8 @@
 """What a run left behind: its setting, results and curves.
 
-One :class:`Run` is all that tables, figures and the report need. Curves are kept as arrays, one :class:`History` per
-label and seed, since a run can hold tens of thousands of checks, or hundreds of thousands of steps.
+One :class:`ComparisonRecord` is all that tables, figures and the report need. Curves are kept as arrays, one
+:class:`History` per label and seed, since a run can hold tens of thousands of checks, or
+hundreds of thousands of steps.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from sparsync.reporting.fields import is_int, is_number
 from sparsync.system import ACTIVITIES
 
 __all__ = [
-    "Checks",
-    "Cycles",
+    "ComparisonRecord",
+    "CycleRecords",
     "Evaluations",
     "History",
+    "LDSSchedules",
     "Partition",
     "Rejection",
     "Result",
-    "Rounds",
-    "Run",
-    "Schedules",
-    "Steps",
-    "Timeline",
+    "RoundRecords",
+    "SplitSteps",
+    "TimelineRecord",
+    "VarianceChecks",
 ]
 
 Floats = NDArray[np.float64]
@@ -105,7 +106,7 @@ class Evaluations:
 
 
 @dataclass(frozen=True)
-class Checks:
+class VarianceChecks:
     """FDA's variance checks, by increasing step: arrays of one length, (n,).
 
     ``variance`` is the exact one, known at syncs only: NaN elsewhere.
@@ -122,7 +123,7 @@ class Checks:
 
 
 @dataclass(frozen=True)
-class Rounds:
+class RoundRecords:
     """What server and clients of a federation noted, by increasing round.
 
     Attributes
@@ -154,7 +155,7 @@ class Rounds:
 
 
 @dataclass(frozen=True)
-class Steps:
+class SplitSteps:
     """The global steps of split learning, by increasing step: arrays of one length, (n,); NaN where nothing was noted.
 
     Attributes
@@ -200,7 +201,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Schedules:
+class LDSSchedules:
     """What latent Dirichlet sampling (LDS) settled on as epochs began, by increasing epoch.
 
     Attributes
@@ -223,7 +224,7 @@ class Schedules:
 
 
 @dataclass(frozen=True)
-class Timeline:
+class TimelineRecord:
     """What workers did when, as far as it was recorded: pieces by worker and start, arrays of one length, (n,).
 
     Attributes
@@ -258,7 +259,7 @@ class Timeline:
 
 
 @dataclass(frozen=True)
-class Cycles:
+class CycleRecords:
     """HADFL's cycles, by increasing number; what concerns a device is NaN in a cycle that it missed.
 
     Attributes
@@ -312,12 +313,12 @@ class History:
     """What one label recorded with one seed while it trained."""
 
     evaluations: Evaluations
-    checks: Checks
-    rounds: Rounds
-    steps: Steps
-    schedules: Schedules
-    timeline: Timeline
-    cycles: Cycles
+    checks: VarianceChecks
+    rounds: RoundRecords
+    steps: SplitSteps
+    schedules: LDSSchedules
+    timeline: TimelineRecord
+    cycles: CycleRecords
     rejections: tuple[Rejection, ...] = ()
 
 
@@ -338,7 +339,7 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparisonRecord:
     """One comparison: its setting, its results in order, and the histories by (label, seed)."""
 
     folder: Path
@@ -380,7 +381,7 @@ class Run:
         best = [result.best_accuracy for result in self.results if result.best_accuracy is not None]
         return min(best) - 0.005 if best else None
 
-    def at(self, target: float) -> Run:
+    def at(self, target: float) -> ComparisonRecord:
         """Return this run as if that had been its target accuracy, as far as its evaluations go."""
         results = []
         for result in self.results:

@@ -13,17 +13,17 @@ import numpy as np
 
 from sparsync.reporting.fields import as_int, as_number, as_object, damaged, is_int, is_number, read_lines, show
 from sparsync.reporting.history import (
-    Checks,
-    Cycles,
+    CycleRecords,
     Evaluations,
     Floats,
     History,
     Ints,
+    LDSSchedules,
     Rejection,
-    Rounds,
-    Schedules,
-    Steps,
-    Timeline,
+    RoundRecords,
+    SplitSteps,
+    TimelineRecord,
+    VarianceChecks,
 )
 from sparsync.system import ACTIVITIES
 
@@ -31,7 +31,7 @@ __all__ = ["histories"]
 
 Row = tuple[float, ...]
 _EVALUATION = tuple(column.name for column in fields(Evaluations))
-_CHECK = tuple(column.name for column in fields(Checks))
+_CHECK = tuple(column.name for column in fields(VarianceChecks))
 _STEP = ("step", "epoch", "size", "deviation", "seconds", "slowest")
 _SCHEDULE = ("step", "epoch", "alpha_0")  # and then pi
 _NO_COLUMN = {"kind", "label", "seed", "round", "iou_history"}  # of a round
@@ -59,7 +59,7 @@ class _Found:
         step, estimate, threshold, sync, variance = _columns(self.checks, len(_CHECK))
         return History(
             Evaluations(*_columns(self.evaluations, len(_EVALUATION))),
-            Checks(step, estimate, threshold, sync > 0, variance),
+            VarianceChecks(step, estimate, threshold, sync > 0, variance),
             self._rounds(),
             self._steps(),
             self._schedules(),
@@ -68,14 +68,14 @@ class _Found:
             tuple(self.rejections),
         )
 
-    def _rounds(self) -> Rounds:
+    def _rounds(self) -> RoundRecords:
         numbers = sorted(self.rounds)
         keys = dict.fromkeys(key for number in numbers for key in self.rounds[number])
         columns = {key: np.array([self.rounds[n].get(key, np.nan) for n in numbers], np.float64) for key in keys}
         agreement = tuple((*pair, self.agreement[pair]) for pair in sorted(self.agreement))
-        return Rounds(np.array(numbers, np.float64), columns, agreement)
+        return RoundRecords(np.array(numbers, np.float64), columns, agreement)
 
-    def _steps(self) -> Steps:
+    def _steps(self) -> SplitSteps:
         lines = np.array(self.steps).reshape(-1, len(_STEP))
         _, from_end = np.unique(lines[::-1, 0], return_index=True)
         kept = len(lines) - 1 - from_end
@@ -89,21 +89,21 @@ class _Found:
 
         step, epoch, size, deviation, seconds, slowest = lines[kept].T.copy()
         late, asked = indexed(self.late, 2), indexed(self.asked, 3)
-        return Steps(step, epoch, size, deviation, seconds, slowest, late, asked)
+        return SplitSteps(step, epoch, size, deviation, seconds, slowest, late, asked)
 
-    def _schedules(self) -> Schedules:
+    def _schedules(self) -> LDSSchedules:
         width = len(next(iter(self.schedules.values()), _SCHEDULE))
         step, epoch, alpha_0, *pi = _columns(self.schedules, width)
-        return Schedules(step, epoch, alpha_0, np.array(pi).reshape(width - len(_SCHEDULE), len(step)).T)
+        return LDSSchedules(step, epoch, alpha_0, np.array(pi).reshape(width - len(_SCHEDULE), len(step)).T)
 
-    def _timeline(self) -> Timeline:
+    def _timeline(self) -> TimelineRecord:
         pieces = np.array(self.pieces).reshape(-1, 4)
         pieces = pieces[np.lexsort((pieces[:, 2], pieces[:, 0]))]  # stable: of those that were written twice, the last
         last = np.r_[(np.diff(pieces[:, [0, 2]], axis=0) != 0).any(axis=1), np.ones(len(pieces[:1]), bool)]
         worker, activity, start, end = pieces[last].T.copy()
-        return Timeline(worker.astype(np.int64), activity.astype(np.int64), start, end)
+        return TimelineRecord(worker.astype(np.int64), activity.astype(np.int64), start, end)
 
-    def _cycles(self) -> Cycles:
+    def _cycles(self) -> CycleRecords:
         numbers, devices = sorted(self.cycles), len(next(iter(self.cycles.values()), np.empty((6, 0)))[0])
         rows = np.array([self.cycles[number] for number in numbers]).reshape(len(numbers), 6, devices)
         units, selected, broadcasts, versions, predicted, expected = rows.transpose(1, 0, 2)
@@ -112,7 +112,7 @@ class _Found:
         merges = np.concatenate([np.empty((0, 2)), *(self.merges[number] for number in numbers)])
         number = np.array(numbers, np.float64)
         forecasts = versions, predicted, expected
-        return Cycles(number, units, selected > 0, broadcaster, *forecasts, met, averaged, merges)
+        return CycleRecords(number, units, selected > 0, broadcaster, *forecasts, met, averaged, merges)
 
 
 def histories(file: Path) -> dict[tuple[str, int], History]:

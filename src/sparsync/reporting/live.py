@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sparsync.reporting.fields import counted
 from sparsync.reporting.palette import visible
-from sparsync.reporting.tables import Label
+from sparsync.reporting.tables import LabelCell
 from sparsync.reporting.units import human_bytes
 
 _PLAIN_EVERY = 10.0  # seconds between two lines where the output is no terminal
@@ -144,7 +144,7 @@ class LiveTable:
         for (label, seed), row in shown:
             accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
             table.add_row(
-                Label(self._name(label, seed)),
+                LabelCell(self._name(label, seed)),
                 f"{row['step']}/{self.total_steps}" if row["unit"] == "syncs" else str(row["step"]),
                 accuracy,
                 human_bytes(row["bytes"]),

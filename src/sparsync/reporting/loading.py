@@ -10,13 +10,13 @@ import numpy as np
 
 from sparsync.errors import UsageError
 from sparsync.reporting.fields import as_number, as_object, counted, damaged, is_int, read_json, show
-from sparsync.reporting.history import Partition, Result, Run
+from sparsync.reporting.history import ComparisonRecord, Partition, Result
 from sparsync.reporting.lines import histories
 
 __all__ = ["load"]
 
 
-def load(folder: str | Path) -> Run:
+def load(folder: str | Path) -> ComparisonRecord:
     """Read a run's folder.
 
     A last line of ``history.jsonl`` that was cut off (the run was killed while writing) is left out, and so are
@@ -29,7 +29,7 @@ def load(folder: str | Path) -> Run:
 
     Returns
     -------
-    Run
+    ComparisonRecord
         The whole run.
 
     Raises
@@ -63,7 +63,7 @@ def load(folder: str | Path) -> Run:
         if key in seen:
             raise damaged(summary_file.name, f"label {result.label!r} has two results for seed {result.seed}")
         seen.add(key)
-    return Run(
+    return ComparisonRecord(
         folder=folder,
         version=version if isinstance(version, str) else "unknown",
         experiment=as_object(summary.get("experiment", {}), f"{summary_file.name}, experiment"),

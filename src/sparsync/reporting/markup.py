@@ -9,8 +9,8 @@ from importlib.resources import files
 from typing import Any
 
 from sparsync.reporting.figures import Plot
-from sparsync.reporting.palette import DARK, LIGHT, Look, code, looks, short_names, visible
-from sparsync.reporting.summary import Row
+from sparsync.reporting.palette import DARK, LIGHT, LineLook, code, looks, short_names, visible
+from sparsync.reporting.summary import StrategyRow
 from sparsync.reporting.units import NOTHING, Spread, human_bytes, plain
 
 _PAGE_LIGHT = {**LIGHT, "page": "#f5f6f8", "good": "#00794f"}
@@ -60,13 +60,13 @@ def legend(labels: Sequence[str]) -> str:
     return '<div class="legend" tabindex="0">' + "\n".join(entries) + "</div>"
 
 
-def named(row: Row, look: Look) -> str:
+def named(row: StrategyRow, look: LineLook) -> str:
     """Write a strategy's name beside its line in the figures."""
     failed = f'<span class="failed">{row.shortfall}</span>' if row.failures else ""
     return f'<span class="label">{_line(look)}<span>{breakable(row.label)}{failed}</span></span>'
 
 
-def _line(look: Look) -> str:
+def _line(look: LineLook) -> str:
     dashes = " ".join(f"{2 * d:g}" for d in look.dashes)
     stroke = f'stroke="var(--{look.key})" stroke-width="3" stroke-dasharray="{dashes}"'
     line = f'<line x1="0" y1="5" x2="26" y2="5" {stroke}/>'

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["DARK", "LIGHT", "MARKS", "Look", "code", "looks", "short_names", "shortened", "visible"]
+__all__ = ["DARK", "LIGHT", "MARKS", "LineLook", "code", "looks", "short_names", "shortened", "visible"]
 
 LIGHT = {
     "c0": "#1a39f1",
@@ -49,7 +49,7 @@ _DASHES: tuple[tuple[float, ...], ...] = ((), (5.0, 2.0), (2.0, 1.5), (6.0, 1.5,
 
 
 @dataclass(frozen=True)
-class Look:
+class LineLook:
     """How one label is drawn: a key of :data:`LIGHT`, a matplotlib marker, and on/off lengths of its dashes."""
 
     key: str
@@ -62,12 +62,12 @@ class Look:
         return LIGHT[self.key]
 
 
-def looks(labels: Sequence[str]) -> dict[str, Look]:
+def looks(labels: Sequence[str]) -> dict[str, LineLook]:
     """Give every label its look, by its position: colours first, then dashes."""
     given = {}
     for i, label in enumerate(labels):
         turn = i // _COLOURS
-        given[label] = Look(f"c{i % _COLOURS}", MARKS[(i + turn) % len(MARKS)], _DASHES[turn % len(_DASHES)])
+        given[label] = LineLook(f"c{i % _COLOURS}", MARKS[(i + turn) % len(MARKS)], _DASHES[turn % len(_DASHES)])
     return given
 
 

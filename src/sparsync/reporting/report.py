@@ -11,7 +11,7 @@ from pathlib import Path
 from sparsync.reporting.devices import devices
 from sparsync.reporting.epochs import epochs, expected_deviation, tilts
 from sparsync.reporting.figures import FIGURES, svg
-from sparsync.reporting.history import Run
+from sparsync.reporting.history import ComparisonRecord
 from sparsync.reporting.loading import load
 from sparsync.reporting.markup import (
     breakable,
@@ -28,7 +28,7 @@ from sparsync.reporting.markup import (
     table,
 )
 from sparsync.reporting.palette import looks, shortened
-from sparsync.reporting.summary import Row, cheapest, headline, kinds, rows
+from sparsync.reporting.summary import StrategyRow, cheapest, headline, kinds, rows
 from sparsync.reporting.tables import syncs_title
 from sparsync.reporting.times import times
 from sparsync.reporting.trace import write_trace
@@ -41,14 +41,14 @@ _REFUSED = 3  # uploads that are named, of each strategy
 _FAMILIES = {"federation": "rounds", "split": "epochs"}  # tables of an experiment, and what their strategies count
 
 
-def write(folder: str | Path, run: Run | None = None) -> Path:
+def write(folder: str | Path, run: ComparisonRecord | None = None) -> Path:
     """Write ``report.html`` into a run's folder, and ``trace.json`` if the run says who did what when.
 
     Parameters
     ----------
     folder : str or Path
         A folder that ``sparsync compare`` has written.
-    run : Run, optional
+    run : ComparisonRecord, optional
         What it holds. Default: read now.
 
     Returns
@@ -68,7 +68,7 @@ def write(folder: str | Path, run: Run | None = None) -> Path:
     return file
 
 
-def page(run: Run) -> str:
+def page(run: ComparisonRecord) -> str:
     """Return the report as HTML text."""
     summary = rows(run)
     title = _title(run)
@@ -98,7 +98,7 @@ def page(run: Run) -> str:
     )
 
 
-def _title(run: Run) -> str:
+def _title(run: ComparisonRecord) -> str:
     setting = run.experiment
     parts = [str(setting[key]) for key in ("data", "model") if setting.get(key) is not None]
     workers = setting.get("workers")
@@ -107,7 +107,7 @@ def _title(run: Run) -> str:
     return "Comparison" + (": " + ", ".join(parts) if parts else "")
 
 
-def _notice(run: Run, summary: tuple[Row, ...]) -> str:
+def _notice(run: ComparisonRecord, summary: tuple[StrategyRow, ...]) -> str:
     notes = []
     failed = sum(len(row.failures) for row in summary)
     if failed:
@@ -121,7 +121,7 @@ def _notice(run: Run, summary: tuple[Row, ...]) -> str:
     return "\n".join(f'<p class="notice">{note}</p>' for note in notes)
 
 
-def _comparison(run: Run, summary: tuple[Row, ...]) -> str:
+def _comparison(run: ComparisonRecord, summary: tuple[StrategyRow, ...]) -> str:
     best, look = cheapest(summary), looks(run.labels)
     goal = run.target is not None
     syncs = syncs_title(summary)
@@ -181,7 +181,7 @@ def _comparison(run: Run, summary: tuple[Row, ...]) -> str:
     return f'{section("Comparison")}\n{table(head, body, "comparison")}\n<p class="soft">{escaped(" ".join(notes))}</p>'
 
 
-def _figures(run: Run) -> str:
+def _figures(run: ComparisonRecord) -> str:
     drawn = [(plot, picture) for plot in FIGURES if (picture := svg(plot, run)) is not None]
     if not drawn:
         return ""
@@ -193,7 +193,7 @@ def _figures(run: Run) -> str:
     return "\n".join([section("Figures"), legend(run.labels), '<div class="figures">', *parts, "</div>"])
 
 
-def _times(run: Run, summary: tuple[Row, ...]) -> str:
+def _times(run: ComparisonRecord, summary: tuple[StrategyRow, ...]) -> str:
     """Say how workers spent their virtual time."""
     found, look = times(run, summary), looks(run.labels)
     if not found:
@@ -212,7 +212,7 @@ def _times(run: Run, summary: tuple[Row, ...]) -> str:
     return f'{section("How time was spent")}\n{table(head, body)}\n<p class="soft">{escaped(note)}</p>'
 
 
-def _epochs(run: Run, summary: tuple[Row, ...]) -> str:
+def _epochs(run: ComparisonRecord, summary: tuple[StrategyRow, ...]) -> str:
     """Say what the epochs of split strategies were like."""
     found, look = epochs(run, summary), looks(run.labels)
     if not found:
@@ -244,7 +244,7 @@ def _epochs(run: Run, summary: tuple[Row, ...]) -> str:
     return section("Epochs of split learning") + "\n" + table(head, body) + text + _tilts(run, summary)
 
 
-def _tilts(run: Run, summary: tuple[Row, ...]) -> str:
+def _tilts(run: ComparisonRecord, summary: tuple[StrategyRow, ...]) -> str:
     """Say how LDS tilted the batches of split strategies."""
     found, look = tilts(run, summary), looks(run.labels)
     if not found:
@@ -270,7 +270,7 @@ def _tilts(run: Run, summary: tuple[Row, ...]) -> str:
     return f'\n<h3>What LDS drew</h3>\n{table(head, body)}\n<p class="soft">{escaped(note)}</p>'
 
 
-def _kinds(run: Run, summary: tuple[Row, ...]) -> str:
+def _kinds(run: ComparisonRecord, summary: tuple[StrategyRow, ...]) -> str:
     found, look = kinds(summary), looks(run.labels)
     if not found:
         return ""
@@ -284,7 +284,7 @@ def _kinds(run: Run, summary: tuple[Row, ...]) -> str:
     return section("Bytes by kind") + "\n" + table(head, body, "kinds")
 
 
-def _failures(summary: tuple[Row, ...]) -> str:
+def _failures(summary: tuple[StrategyRow, ...]) -> str:
     failed = [(row.label, seed, why) for row in summary for seed, why in row.failures]
     if not failed:
         return ""
@@ -292,7 +292,7 @@ def _failures(summary: tuple[Row, ...]) -> str:
     return section("Failures") + "\n" + table(["Strategy", "Seed", "What happened"], body, "failures")
 
 
-def _refused(run: Run) -> str:
+def _refused(run: ComparisonRecord) -> str:
     """Name the uploads that servers refused and the clients that they gave up: how many, and the first ones."""
     body = []
     for label in run.labels:
@@ -318,7 +318,7 @@ def _refused(run: Run) -> str:
     return section(title, "refused") + "\n" + table(["Strategy", head, "Which and why"], body, "failures")
 
 
-def _setting(run: Run, summary: tuple[Row, ...]) -> str:
+def _setting(run: ComparisonRecord, summary: tuple[StrategyRow, ...]) -> str:
     """Tabulate what was set, a table of the experiment by itself; none of a family that did not run."""
     used = {row.unit for row in summary}
     unused = {name for name, unit in _FAMILIES.items() if used and not used & {unit, None}}
@@ -334,7 +334,7 @@ def _setting(run: Run, summary: tuple[Row, ...]) -> str:
     return "\n".join([section("Setting"), '<div class="figures">', *parts, "</div>"]) if parts else ""
 
 
-def _reproduce(run: Run) -> str:
+def _reproduce(run: ComparisonRecord) -> str:
     same = "Same seeds and same number of processes: the same bits."
     return (
         section("Reproduce") + "\n<p>This folder holds the experiment as it was resolved. "

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from sparsync.reporting.history import Result, Run
+from sparsync.reporting.history import ComparisonRecord, Result
 from sparsync.reporting.units import Spread, human_bytes, human_percent, human_seconds, spread_of
 
-__all__ = ["Row", "cheapest", "headline", "kinds", "quickest", "rows"]
+__all__ = ["StrategyRow", "cheapest", "headline", "kinds", "quickest", "rows"]
 
 
 NOT_RUN = "no result was recorded"
@@ -16,7 +16,7 @@ NOT_RUN = "no result was recorded"
 
 
 @dataclass(frozen=True)
-class Row:
+class StrategyRow:
     """One strategy over all seeds.
 
     Accuracies are means over the seeds that ended without an error, values "to target" over those that reached the
@@ -68,12 +68,12 @@ class Row:
         return self.reached is not None and self.reached >= self.seeds
 
 
-def rows(run: Run) -> tuple[Row, ...]:
+def rows(run: ComparisonRecord) -> tuple[StrategyRow, ...]:
     """Return one row per label, in the run's order."""
     return tuple(_row(run, label) for label in run.labels)
 
 
-def _row(run: Run, label: str) -> Row:
+def _row(run: ComparisonRecord, label: str) -> StrategyRow:
     results, of = run.of(label), len(run.seeds)
     finished = [r for r in results if r.error is None]
     reached = [r for r in results if r.reached]
@@ -85,7 +85,7 @@ def _row(run: Run, label: str) -> Row:
     failures = [(r.seed, r.error) for r in results if r.error is not None]
     failures += [(seed, NOT_RUN) for seed in run.seeds if seed not in present]
     with_target = run.target is not None or any(r.reached is not None for r in results)
-    return Row(
+    return StrategyRow(
         label=label,
         strategy=results[0].strategy if results else label,
         spec=results[0].spec if results else label,
@@ -115,26 +115,26 @@ def _by_kind(books: list[Mapping[str, float]], of: int) -> dict[str, Spread]:
     return {kind: spread for kind, spread in spreads.items() if spread is not None}
 
 
-def kinds(table: tuple[Row, ...]) -> tuple[str, ...]:
+def kinds(table: tuple[StrategyRow, ...]) -> tuple[str, ...]:
     """Return the kinds of bytes that occur: model first, then state, then the others by name; no total."""
     found = {kind for row in table for book in (row.bytes, row.paper_bytes) for kind in book} - {"total"}
     return tuple(sorted(found, key=lambda kind: (kind != "model", kind != "state", kind)))
 
 
-def cheapest(table: tuple[Row, ...]) -> Row | None:
+def cheapest(table: tuple[StrategyRow, ...]) -> StrategyRow | None:
     """Return the row with fewest bytes to the target among those that reached it with every seed."""
     return min(_comparable(table), key=_bytes_to_target, default=None)
 
 
-def _comparable(table: tuple[Row, ...]) -> list[Row]:
+def _comparable(table: tuple[StrategyRow, ...]) -> list[StrategyRow]:
     return [row for row in table if row.always_reached and row.bytes_to_target is not None]
 
 
-def _bytes_to_target(row: Row) -> float:
+def _bytes_to_target(row: StrategyRow) -> float:
     return row.bytes_to_target.mean if row.bytes_to_target else float("inf")
 
 
-def headline(run: Run) -> str:
+def headline(run: ComparisonRecord) -> str:
     """Say in plain words who needed fewest bytes, by what factor, who was fastest, and who failed; no more."""
     table = rows(run)
     if not table:
@@ -172,13 +172,13 @@ def headline(run: Run) -> str:
     return text
 
 
-def quickest(table: tuple[Row, ...]) -> Row | None:
+def quickest(table: tuple[StrategyRow, ...]) -> StrategyRow | None:
     """Return the row with least time to the target among those that reached it with every seed."""
     timed = [(row.seconds_to_target.mean, row) for row in _comparable(table) if row.seconds_to_target is not None]
     return min(timed, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
-def _fastest(run: Run, comparable: list[Row], cheap: Row) -> str:
+def _fastest(run: ComparisonRecord, comparable: list[StrategyRow], cheap: StrategyRow) -> str:
     """Say who was there first, as the end of the sentence, if there are others."""
     first = quickest(tuple(comparable))
     if first is None or first.seconds_to_target is None or len(comparable) < 2:
@@ -187,7 +187,7 @@ def _fastest(run: Run, comparable: list[Row], cheap: Row) -> str:
     return f", {who}, {human_seconds(first.seconds_to_target.mean)} of {run.time}"
 
 
-def _without_target(table: tuple[Row, ...]) -> str:
+def _without_target(table: tuple[StrategyRow, ...]) -> str:
     accurate = {row.label: row.accuracy.mean for row in table if row.accuracy is not None}
     booked = [row for row in table if "total" in row.bytes]
     text = "No target accuracy was set"

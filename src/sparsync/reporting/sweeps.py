@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sparsync.errors import UsageError
 from sparsync.reporting.epochs import uniform_psl
-from sparsync.reporting.history import Result, Run
+from sparsync.reporting.history import ComparisonRecord, Result
 from sparsync.spec import Spec, parse
 
 __all__ = ["Sweep", "references", "sweeps"]
@@ -44,7 +44,7 @@ class Sweep:
         return next(iter(self.labels.values()))
 
 
-def sweeps(run: Run) -> dict[tuple[str, str], list[Sweep]]:
+def sweeps(run: ComparisonRecord) -> dict[tuple[str, str], list[Sweep]]:
     """Return a run's sweeps by the strategy's name and the option; there are several where a grid was run."""
     groups: dict[tuple[str, str, frozenset[tuple[str, str]]], dict[float, Result]] = {}
     for result in run.results:
@@ -57,7 +57,7 @@ def sweeps(run: Run) -> dict[tuple[str, str], list[Sweep]]:
     return found
 
 
-def references(run: Run, unit: str | None) -> tuple[str, ...]:
+def references(run: ComparisonRecord, unit: str | None) -> tuple[str, ...]:
     """Return the labels of the plain strategies that others of their unit are held against, one of each name.
 
     They are synchronous averaging and federated averaging without any option, PSL whose batches are drawn uniformly,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from sparsync.reporting.devices import devices
 from sparsync.reporting.fields import UNITS
-from sparsync.reporting.history import Run
+from sparsync.reporting.history import ComparisonRecord
 from sparsync.reporting.palette import visible
-from sparsync.reporting.summary import Row, cheapest, quickest, rows
+from sparsync.reporting.summary import StrategyRow, cheapest, quickest, rows
 from sparsync.reporting.units import NOTHING, Spread, human_bytes, human_percent, human_seconds, plain
 
 if TYPE_CHECKING:
@@ -20,32 +20,32 @@ if TYPE_CHECKING:
     from rich.measure import Measurement
     from rich.table import Table
 
-__all__ = ["Label", "cell", "human_bytes", "human_percent", "human_seconds", "markdown", "syncs_title", "table"]
+__all__ = ["LabelCell", "cell", "human_bytes", "human_percent", "human_seconds", "markdown", "syncs_title", "table"]
 
 _NARROW = 20  # cells: a label that is longer may wrap
 _ANY = 10_000  # cells: as wide as a table wants to be
 _LEFT_OUT = ("Wall", "Bytes\npaper")  # of a narrow terminal's table, in this order
 
 
-def table(run: Run) -> Comparison:
+def table(run: ComparisonRecord) -> ComparisonTable:
     """Return the comparison for a terminal; labels wrap where it has no room for them.
 
     Parameters
     ----------
-    run : Run
+    run : ComparisonRecord
         What :func:`sparsync.reporting.load` read.
 
     Returns
     -------
-    Comparison
+    ComparisonTable
         For rich to print. One row per strategy; with several seeds, the spread stands below each mean. Stars mark the
         strategies that needed the fewest bytes and the least time to the target among those that reached it with every
         seed.
     """
-    return Comparison(_table(run))
+    return ComparisonTable(_table(run))
 
 
-def _table(run: Run) -> Table:
+def _table(run: ComparisonRecord) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -84,7 +84,7 @@ def _table(run: Run) -> Table:
         cells.append(_stacked(row.wall_seconds, "seconds"))
         style = "bold green" if marked else "yellow" if row.failures else ""
         made.add_row(
-            Label(row.label, row.shortfall, style), *(Text(text, "bold green" if marked else "") for text in cells)
+            LabelCell(row.label, row.shortfall, style), *(Text(text, "bold green" if marked else "") for text in cells)
         )
     said = "" if run.real else devices(run.experiment)
     notes = [f"virtual time{' to the target' if goal else ''}: {said}"] if said else []
@@ -99,7 +99,7 @@ def _table(run: Run) -> Table:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonTable:
     """A table that leaves out its least important columns where labels would have no room."""
 
     table: Table
@@ -117,7 +117,7 @@ class Comparison:
         yield shown
 
 
-def markdown(run: Run) -> str:
+def markdown(run: ComparisonRecord) -> str:
     """Return the comparison as a Markdown table, as a README shows it; the best bytes to the target are bold."""
     summary = rows(run)
     best, goal = cheapest(summary), run.target is not None
@@ -158,7 +158,7 @@ def cell(spread: Spread | None, kind: str) -> str:
     return plain(spread, kind) + ("" if spread.complete else f" ({spread.count}/{spread.of})")
 
 
-def syncs_title(summary: Sequence[Row]) -> str:
+def syncs_title(summary: Sequence[StrategyRow]) -> str:
     """Name the column of syncs after what the strategies count."""
     found = {row.unit for row in summary}
     return "/".join(unit for unit in UNITS if unit in found).capitalize() or "Syncs"
@@ -176,7 +176,7 @@ def _stacked(spread: Spread | None, kind: str, star: bool = False) -> str:
 
 
 @dataclass(frozen=True)
-class Label:
+class LabelCell:
     """A label in a terminal, as text: it takes the room that there is, and wraps where that is too little."""
 
     label: str

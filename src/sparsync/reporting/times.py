@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sparsync.reporting.history import Floats, Run, Timeline
-from sparsync.reporting.summary import Row
+from sparsync.reporting.history import ComparisonRecord, Floats, TimelineRecord
+from sparsync.reporting.summary import StrategyRow
 from sparsync.reporting.units import Spread, spread_of
 from sparsync.system import ACTIVITIES
 from sparsync.system.timeline import Activity
 
-__all__ = ["TALK", "Times", "share", "times"]
+__all__ = ["TALK", "TimeShares", "share", "times"]
 
 TALK: tuple[Activity, ...] = ("send", "receive", "exchange")
 
 
 @dataclass(frozen=True)
-class Times:
+class TimeShares:
     """One strategy's shares of the recorded time, over the seeds that ended without an error.
 
     Attributes
@@ -30,7 +30,7 @@ class Times:
         The recorded part of the run's time.
     """
 
-    row: Row
+    row: StrategyRow
     compute: Spread | None
     wait: Spread | None
     talk: Spread | None
@@ -40,7 +40,7 @@ class Times:
     recorded: Spread | None
 
 
-def times(run: Run, summary: Sequence[Row]) -> tuple[Times, ...]:
+def times(run: ComparisonRecord, summary: Sequence[StrategyRow]) -> tuple[TimeShares, ...]:
     """Return how every strategy that recorded it spent the workers' time, in the run's order."""
     found = []
     for row in summary:
@@ -58,13 +58,13 @@ def share(spent: Floats, *activities: Activity) -> float:
     return float(spent[:, [ACTIVITIES.index(one) for one in activities]].sum() / (spent.sum() or 1.0))
 
 
-def _times(row: Row, told: Sequence[Timeline], recorded: Spread | None) -> Times:
+def _times(row: StrategyRow, told: Sequence[TimelineRecord], recorded: Spread | None) -> TimeShares:
     all_spent = [timeline.seconds() for timeline in told]
 
     def over(value: Callable[[Floats], float]) -> Spread | None:
         return spread_of([value(spent) for spent in all_spent], row.seeds)
 
-    return Times(
+    return TimeShares(
         row,
         over(lambda spent: share(spent, "compute")),
         over(lambda spent: share(spent, "wait")),
@@ -81,5 +81,5 @@ def _busy(spent: Floats) -> Floats:
     return shares
 
 
-def _part(timeline: Timeline, seconds: float | None) -> float | None:
+def _part(timeline: TimelineRecord, seconds: float | None) -> float | None:
     return min(1.0, float(timeline.end.max()) / seconds) if seconds else None

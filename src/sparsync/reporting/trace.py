@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsync.reporting.history import Run
+from sparsync.reporting.history import ComparisonRecord
 from sparsync.storage import replacing
 from sparsync.system import ACTIVITIES
 
@@ -21,12 +21,12 @@ __all__ = ["write_trace"]
 Event = dict[str, Any]
 
 
-def write_trace(run: Run, folder: str | Path) -> Path | None:
+def write_trace(run: ComparisonRecord, folder: str | Path) -> Path | None:
     """Write ``trace.json`` into a run's folder.
 
     Parameters
     ----------
-    run : Run
+    run : ComparisonRecord
         What :func:`sparsync.reporting.load` read.
     folder : str or Path
         The run's folder.
@@ -49,7 +49,7 @@ def write_trace(run: Run, folder: str | Path) -> Path | None:
     return file
 
 
-def _events(run: Run) -> Iterator[Event]:
+def _events(run: ComparisonRecord) -> Iterator[Event]:
     """Go through a run's pieces, event by event: hundreds of thousands need not be in memory at once."""
     places = {label: place for place, label in enumerate(run.labels)}
     keys = sorted(run.histories, key=lambda key: (places[key[0]], key[1]))

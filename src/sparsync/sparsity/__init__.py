@@ -4,7 +4,7 @@ from sparsync.sparsity.activations import ActivationPruning
 from sparsync.sparsity.densities import counts, erk, random_mask, uniform
 from sparsync.sparsity.masks import deactivated, iou, kept, layer_top_k_mask, overlap, regrown, top_k_among, top_k_mask
 from sparsync.sparsity.reparametrization import (
-    Power,
+    PowerParametrization,
     export,
     inverse_power,
     power,
@@ -16,7 +16,7 @@ from sparsync.sparsity.reparametrization import (
     truncated_normal_,
 )
 from sparsync.sparsity.schedules import Constant, CosineDrop, Cubic, Staircase
-from sparsync.sparsity.view import RULES, ParamView, Rule, prunable_names
+from sparsync.sparsity.view import RULES, ParamView, PruningRule, prunable_names
 
 __all__ = [
     "RULES",
@@ -25,8 +25,8 @@ __all__ = [
     "CosineDrop",
     "Cubic",
     "ParamView",
-    "Power",
-    "Rule",
+    "PowerParametrization",
+    "PruningRule",
     "Staircase",
     "counts",
     "deactivated",

@@ -95,7 +95,7 @@ class _Power(torch.autograd.Function):
         return (gradient * slope).mul_(ctx.beta), None
 
 
-class Power(nn.Module):
+class PowerParametrization(nn.Module):
     """The parametrization of one weight, for ``torch.nn.utils.parametrize``.
 
     Parameters
@@ -156,7 +156,7 @@ def reparametrize(
             raise UsageError(f"power: parameter {name!r} is shared between modules; leave it out of names")
         if parametrize.is_parametrized(owner, leaf):
             raise UsageError(f"power: parameter {name!r} is re-parametrised already; do it once, on plain layers")
-        parametrize.register_parametrization(owner, leaf, Power(own))
+        parametrize.register_parametrization(owner, leaf, PowerParametrization(own))
     return module
 
 
@@ -166,7 +166,7 @@ def export(module: nn.Module) -> nn.Module:
         if parametrize.is_parametrized(part):
             chains = dict(part.parametrizations.items())  # type: ignore[operator, union-attr]
             for leaf, chain in chains.items():
-                if any(isinstance(link, Power) for link in chain):
+                if any(isinstance(link, PowerParametrization) for link in chain):
                     parametrize.remove_parametrizations(part, leaf)
     return module
 

@@ -1,7 +1,8 @@
 """Which parameters may be pruned, and where they lie in the flat vector of a model.
 
-A `Rule` says what is prunable, `prunable_names` finds it in a module, and a `ParamView` takes it out of a vector (d,)
-as one shorter vector (M,), on which all of pruning happens, and puts it back. Sparsity is always a share of M.
+A `PruningRule` says what is prunable, `prunable_names` finds it in a module, and a `ParamView` takes it out of a
+vector (d,) as one shorter vector (M,), on which all of pruning happens, and puts it back.
+Sparsity is always a share of M.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 
 
 @dataclass(frozen=True)
-class Rule:
+class PruningRule:
     """What is prunable. Without options: the weight of every convolution and linear layer, and nothing else.
 
     Attributes
@@ -44,15 +45,15 @@ class Rule:
 
 
 RULES = {
-    "all": Rule(),
-    "sparsyfed": Rule(),
-    "feddip": Rule(shortcuts=False),
-    "weights_no_ends": Rule(first=False, last=False),
+    "all": PruningRule(),
+    "sparsyfed": PruningRule(),
+    "feddip": PruningRule(shortcuts=False),
+    "weights_no_ends": PruningRule(first=False, last=False),
 }
 """Rules by name: every weight (SparsyFed's), those of ``EricLoong/feddip``, those of PruneTrain's port in it."""
 
 
-def prunable_names(module: nn.Module, rule: str | Rule = "all") -> tuple[str, ...]:
+def prunable_names(module: nn.Module, rule: str | PruningRule = "all") -> tuple[str, ...]:
     """Names of a module's prunable parameters, in order of registration.
 
     Frozen parameters are never among them; a shared one is there once. A weight under a parametrization is named by
@@ -62,7 +63,7 @@ def prunable_names(module: nn.Module, rule: str | Rule = "all") -> tuple[str, ..
     ----------
     module : nn.Module
         Any; subclasses of the layers count as the layers.
-    rule : str or Rule
+    rule : str or PruningRule
         A name from `RULES`, or a rule of one's own. Default: ``"all"``.
 
     Raises
@@ -130,7 +131,7 @@ def _is_shortcut(name: str, layer: nn.Module) -> bool:
     return math.prod(kernel) == 1 and not {"shortcut", "downsample"}.isdisjoint(name.split("."))
 
 
-class Slot(Protocol):
+class NamedSlice(Protocol):
     """Where one tensor of a model lies in its flat vector; `sparsync.workers.layout.Slot` is one."""
 
     @property
@@ -155,7 +156,7 @@ class ParamView:
 
     Parameters
     ----------
-    slots : sequence of Slot
+    slots : sequence of NamedSlice
         All of the vector, in its order, e.g. ``Layout.of_parameters(module).slots``.
     names : sequence of str
         Of the prunable parameters, e.g. from `prunable_names`.
@@ -175,7 +176,7 @@ class ParamView:
         If a name has no slot.
     """
 
-    def __init__(self, slots: Sequence[Slot], names: Sequence[str]) -> None:
+    def __init__(self, slots: Sequence[NamedSlice], names: Sequence[str]) -> None:
         known = {name: slot for slot in slots for name in slot.names}
         for name in names:
             if name not in known:

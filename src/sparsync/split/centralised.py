@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from sparsync.spec import config
-from sparsync.split.crossing import Row
+from sparsync.split.batch import BatchComposition
+from sparsync.split.cut_codecs import StatelessStrategy
 from sparsync.split.schedule import Ints, Schedule, widen
-from sparsync.split.site import Site
-from sparsync.split.travel import Stateless
+from sparsync.split.trainer import SplitTrainer
 from sparsync.split.ugs import ugs
 from sparsync.strategies import STRATEGIES
 
@@ -22,23 +22,23 @@ class Centralised:
         """One model."""
         return 1, 1
 
-    def split(self, site: Site) -> CentralisedState:
+    def split(self, trainer: SplitTrainer) -> CentralisedState:
         """Begin a run."""
-        return CentralisedState(site)
+        return CentralisedState(trainer)
 
 
-class CentralisedState(Stateless):
+class CentralisedState(StatelessStrategy):
     """SGD on batches whose samples come from all clients, as if they were in one place."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    def __init__(self, trainer: SplitTrainer) -> None:
+        self.trainer = trainer
 
     def schedule(self, left: Ints, rng: np.random.Generator) -> Schedule:
         """Uniform draws without replacement from the pooled samples."""
         active = np.flatnonzero(left)
-        drawn = ugs(left[active], min(self.site.settings.batch_size, int(left.sum())), rng)
-        return self.site.compose(widen(drawn, active, len(left)))
+        drawn = ugs(left[active], min(self.trainer.settings.batch_size, int(left.sum())), rng)
+        return self.trainer.compose(widen(drawn, active, len(left)))
 
-    def step(self, row: Row) -> float:
+    def step(self, row: BatchComposition) -> float:
         """One step on the batch."""
-        return self.site.train(row)
+        return self.trainer.train(row)

@@ -18,7 +18,7 @@ from sparsync.wire import (
     Dense,
     ErrorFeedback,
     Kind,
-    Section,
+    MessageSection,
     kinds_of,
     pack_parcel,
     parse_chain,
@@ -102,12 +102,12 @@ class Channel:
         """Return the message that carries one client's numbers, of any shape, and perhaps labels."""
         codec = self._codec(x)
         if self.chain is None:
-            sections = [Section(self.kind, codec.values.encode_body(x), codec.values.number)]
+            sections = [MessageSection(self.kind, codec.values.encode_body(x), codec.values.number)]
         else:
             sections = codec.encode_body(x.float(), self.kind, rng)
         if labels is not None:
             narrow = labels.to("cpu", self.label_dtype).contiguous()
-            sections.append(Section("label", memoryview(narrow.view(torch.uint8).numpy().data)))
+            sections.append(MessageSection("label", memoryview(narrow.view(torch.uint8).numpy().data)))
         return pack_parcel(sections)
 
     def unpack(self, payload: bytes | memoryview, like: Tensor, samples: int = 0) -> tuple[Tensor, Tensor]:

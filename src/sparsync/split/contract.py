@@ -7,9 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sparsync.split.crossing import Row
+from sparsync.split.batch import BatchComposition
 from sparsync.split.schedule import Ints, Schedule
-from sparsync.split.site import Site
+from sparsync.split.trainer import SplitTrainer
 
 
 class SplitState(Protocol):
@@ -31,14 +31,14 @@ class SplitState(Protocol):
             (T, K); column k sums to ``left[k]``.
         """
 
-    def step(self, row: Row) -> float:
+    def step(self, row: BatchComposition) -> float:
         """Train on one global batch, or on what arrives of it in time, and return its mean loss."""
 
     def epoch_over(self) -> None:
         """All samples have been used once."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes during a run, beside the site's own: tensors, numbers, strings."""
+        """Everything that changes during a run, beside the trainer's own: tensors, numbers, strings."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
@@ -51,5 +51,5 @@ class SplitStrategy(Protocol):
     def rows(self, clients: int) -> tuple[int, int]:
         """How many different bottoms and tops there are: 1 of what is equal everywhere."""
 
-    def split(self, site: Site) -> SplitState:
+    def split(self, trainer: SplitTrainer) -> SplitState:
         """Begin a run."""

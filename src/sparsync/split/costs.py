@@ -15,7 +15,7 @@ _FORWARD = 1 / 3  # of a step's operations; the backward pass has one product by
 
 
 @dataclass
-class Times:
+class StepTimes:
     """Seconds of one step, in the order in which they pass; those of clients one after another, (n,).
 
     Attributes
@@ -41,7 +41,7 @@ class Times:
         return float(self.up.max(initial=0.0) + self.server + self.back.max(initial=0.0) + self.down)
 
 
-class Costs:
+class SplitCosts:
     """The book, the clock, and how long clients and server take for what they do.
 
     Parameters

@@ -17,19 +17,19 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from sparsync.spec import Count, Registry, config
-from sparsync.split.crossing import Row
+from sparsync.split.batch import BatchComposition
+from sparsync.split.cut_codecs import CutCodecs, StatelessStrategy
 from sparsync.split.fixed import fls, fpls
 from sparsync.split.lds import lds_epoch
 from sparsync.split.schedule import Floats, Ints, Schedule, widen
-from sparsync.split.site import Site
-from sparsync.split.travel import Stateless, Travel
+from sparsync.split.trainer import SplitTrainer
 from sparsync.split.ugs import ugs
 from sparsync.strategies import STRATEGIES
 
 SAMPLERS: Registry[Schedule] = Registry("sampler", Schedule)
 """Functions (counts, batch_size, rng, pool, *, options) -> Schedule, (T, n), of the n clients that have samples left.
 
-`counts` (n,) are those samples; `pool` tells more of the clients, and what that costs is booked.
+`counts` (n,) are those samples; `context` tells more of the clients, and what that costs is booked.
 """
 
 _BLIND = ("ugs", "gpsl", "fls", "fpls")  # to classes, of which clients need not tell
@@ -38,30 +38,30 @@ SamplerSpec = Annotated[str, AfterValidator(SAMPLERS.check)]
 
 
 @dataclass(frozen=True)
-class Pool:
+class SamplerContext:
     """What a sampler may ask beside the numbers of samples.
 
     Attributes
     ----------
     config : PSL
         What the user has chosen.
-    site : Site
+    trainer : SplitTrainer
         Clients and server.
     active : array of int64, (n,)
         Clients that have samples left.
     """
 
     config: PSL
-    site: Site
+    trainer: SplitTrainer
     active: Ints
 
     def histograms(self) -> Ints:
         """Samples of each class that each client has left, (n, M)."""
-        return self.site.histograms_left()[self.active]
+        return self.trainer.histograms_left()[self.active]
 
     def delays(self) -> Floats | None:
         """Seconds per participation, (n,); None: not known yet, so nobody is a straggler."""
-        told = self.site.reported(measured=self.config.delays == "measured")
+        told = self.trainer.reported(measured=self.config.delays == "measured")
         return None if np.isnan(told).all() else np.where(np.isnan(told), np.nanmean(told), told)[self.active]
 
 
@@ -70,7 +70,7 @@ def _registered(name: str, sampler: Callable[..., Schedule]) -> None:
 
     @SAMPLERS.register(name)
     @wraps(sampler)
-    def drawn(counts: Ints, batch_size: int, rng: np.random.Generator, _pool: Pool) -> Schedule:
+    def drawn(counts: Ints, batch_size: int, rng: np.random.Generator, _pool: SamplerContext) -> Schedule:
         return sampler(counts, batch_size, rng)
 
 
@@ -81,32 +81,32 @@ _registered("fpls", fpls)
 
 
 @SAMPLERS.register("lds")
-def latent(counts: Ints, batch_size: int, rng: np.random.Generator, pool: Pool) -> Schedule:
+def latent(counts: Ints, batch_size: int, rng: np.random.Generator, context: SamplerContext) -> Schedule:
     """Latent Dirichlet sampling (LDS): uniform, tilted against stragglers by psl's strength and concentration."""
-    config, site, total = pool.config, pool.site, int(counts.sum())
+    config, trainer, total = context.config, context.trainer, int(counts.sum())
     if total == 1:  # a last sample that was late leaves nothing to choose
         return ugs(counts, batch_size, rng)
-    delays, observed = pool.delays(), config.sample_size
-    if observed is not None and total < site.samples.sum():  # what is left of an epoch may be fewer
+    delays, observed = context.delays(), config.sample_size
+    if observed is not None and total < trainer.samples.sum():  # what is left of an epoch may be fewer
         observed = min(observed, total - 1)
     epoch = lds_epoch(
         counts,
         batch_size,
         rng,
-        histograms=pool.histograms(),
+        histograms=context.histograms(),
         delays=delays,
         concentration=config.concentration,
         sample_size=observed,
         strength=config.strength,
     )
-    shares = dict(zip(pool.active.tolist(), epoch.pi.tolist(), strict=True))
-    site.notes = {"alpha_0": epoch.alpha_0, "pi": [shares.get(client, 0.0) for client in range(site.clients)]}
+    shares = dict(zip(context.active.tolist(), epoch.pi.tolist(), strict=True))
+    trainer.notes = {"alpha_0": epoch.alpha_0, "pi": [shares.get(client, 0.0) for client in range(trainer.clients)]}
     return epoch.schedule
 
 
 @STRATEGIES.register("psl")
 @config
-class PSL(Travel):
+class PSL(CutCodecs):
     """One model cut in two, whose server composes every global batch (Kohankhaki et al.).
 
     Attributes
@@ -124,7 +124,7 @@ class PSL(Travel):
         LDS: whether delays are known beforehand, or a moving mean of what clients report, and nothing in the first
         epoch. Default: ``known``.
     uplink, downlink, labels
-        As in `Travel`: how what crosses the cut travels.
+        As in `CutCodecs`: how what crosses the cut travels.
     copies : bool
         Hold every client's bottom although they are equal: slower, and the same. Default: one stands for all.
     """
@@ -140,34 +140,34 @@ class PSL(Travel):
         """One bottom stands for all, unless each is to be held; one top."""
         return (clients if self.copies else 1), 1
 
-    def split(self, site: Site) -> PSLState:
+    def split(self, trainer: SplitTrainer) -> PSLState:
         """Begin a run."""
-        self.set_up(site, histograms=SAMPLERS.inner(self.sampler).name not in _BLIND)
-        return PSLState(self, site)
+        self.set_up(trainer, histograms=SAMPLERS.inner(self.sampler).name not in _BLIND)
+        return PSLState(self, trainer)
 
 
-class PSLState(Stateless):
-    """PSL in a run: all that changes is the site's."""
+class PSLState(StatelessStrategy):
+    """PSL in a run: all that changes is the trainer's."""
 
-    def __init__(self, config: PSL, site: Site) -> None:
+    def __init__(self, config: PSL, trainer: SplitTrainer) -> None:
         self.config = config
-        self.site = site
+        self.trainer = trainer
 
     def schedule(self, left: Ints, rng: np.random.Generator) -> Schedule:
         """Let the sampler compose the batches, of those clients that have samples left."""
-        site, active, total = self.site, np.flatnonzero(left), int(left.sum())
-        pool, batch_size = Pool(self.config, site, active), min(site.settings.batch_size, total)
+        trainer, active, total = self.trainer, np.flatnonzero(left), int(left.sum())
+        context, batch_size = SamplerContext(self.config, trainer, active), min(trainer.settings.batch_size, total)
         sampler = SAMPLERS.inner(self.config.sampler)
-        drawn = SAMPLERS.build(sampler, left[active], batch_size, rng, pool)
-        return site.announce(site.compose(widen(drawn, active, len(left))))
+        drawn = SAMPLERS.build(sampler, left[active], batch_size, rng, context)
+        return trainer.announce(trainer.compose(widen(drawn, active, len(left))))
 
-    def step(self, row: Row) -> float:
+    def step(self, row: BatchComposition) -> float:
         """One step of SGD on the pooled batch."""
-        site = self.site
-        row = site.ask(row)
-        crossing = site.forward(row)  # activations and labels up
-        loss = site.top(crossing)  # one loss, one mean, over the whole batch
-        site.backward(crossing)  # the activations' gradients down
-        site.share_gradient(row)  # the bottoms' gradients up, their plain sum down to all
-        site.update()  # every client and the server
+        trainer = self.trainer
+        row = trainer.ask(row)
+        cut_tensors = trainer.forward(row)  # activations and labels up
+        loss = trainer.top(cut_tensors)  # one loss, one mean, over the whole batch
+        trainer.backward(cut_tensors)  # the activations' gradients down
+        trainer.share_gradient(row)  # the bottoms' gradients up, their plain sum down to all
+        trainer.update()  # every client and the server
         return loss

@@ -12,7 +12,7 @@ from sparsync.workers import OPTIMIZERS, SCHEDULES
 
 
 @config
-class Split:
+class SplitSettings:
     """How a server and its clients share one model.
 
     Attributes
@@ -49,7 +49,7 @@ class Split:
     deadline: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
-    def _checked(self) -> Split:
+    def _checked(self) -> SplitSettings:
         OPTIMIZERS.resolve(self.optimizer)
         SCHEDULES.resolve(self.schedule)
         DELAYS.resolve(self.delays)

@@ -12,17 +12,17 @@ from pydantic import Field
 
 from sparsync.randomness import SHARED, generator
 from sparsync.spec import config
-from sparsync.split.crossing import Row, Unanswered
+from sparsync.split.batch import BatchComposition, NoClientAnswered
+from sparsync.split.cut_codecs import CutCodecs, StatelessStrategy
 from sparsync.split.fixed import fls
 from sparsync.split.schedule import Ints, Schedule, widen
-from sparsync.split.site import Site
-from sparsync.split.travel import Stateless, Travel
+from sparsync.split.trainer import SplitTrainer
 from sparsync.strategies import STRATEGIES
 
 
 @STRATEGIES.register("splitfed")
 @config
-class SplitFed(Travel):
+class SplitFed(CutCodecs):
     """Every client trains a bottom of its own; halves are averaged after each epoch (Thapa et al.).
 
     Attributes
@@ -31,7 +31,7 @@ class SplitFed(Travel):
         1: the server holds a top for every client, and averages them too. 2: one top, which takes the clients of a step
         one after another, in random order. Default: 1.
     uplink, downlink, labels
-        As in `Travel`: how what crosses the cut travels.
+        As in `CutCodecs`: how what crosses the cut travels.
     """
 
     version: int = Field(default=1, ge=1, le=2)
@@ -40,54 +40,54 @@ class SplitFed(Travel):
         """A bottom per client, and in version 1 a top."""
         return clients, clients if self.version == 1 else 1
 
-    def split(self, site: Site) -> SplitFedState:
+    def split(self, trainer: SplitTrainer) -> SplitFedState:
         """Begin a run."""
-        self.set_up(site, apart=True)
-        return SplitFedState(self, site)
+        self.set_up(trainer, apart=True)
+        return SplitFedState(self, trainer)
 
 
-class SplitFedState(Stateless):
-    """SplitFed in a run: all that changes is the site's."""
+class SplitFedState(StatelessStrategy):
+    """SplitFed in a run: all that changes is the trainer's."""
 
-    def __init__(self, config: SplitFed, site: Site) -> None:
+    def __init__(self, config: SplitFed, trainer: SplitTrainer) -> None:
         self.config = config
-        self.site = site
-        local = fls(site.samples, site.settings.batch_size, np.random.default_rng(0))  # nothing is drawn
-        site.habits.check_batches("client", site.samples.tolist(), int(local.max()))
+        self.trainer = trainer
+        local = fls(trainer.samples, trainer.settings.batch_size, np.random.default_rng(0))  # nothing is drawn
+        trainer.behaviour.check_batches("client", trainer.samples.tolist(), int(local.max()))
 
     def schedule(self, left: Ints, rng: np.random.Generator) -> Schedule:
         """Local batches of one size, until each client runs dry."""
         active = np.flatnonzero(left)
-        batch_size = min(self.site.settings.batch_size, int(left.sum()))
+        batch_size = min(self.trainer.settings.batch_size, int(left.sum()))
         drawn = widen(fls(left[active], batch_size, rng), active, len(left))
-        return self.site.announce(self.site.compose(drawn))
+        return self.trainer.announce(self.trainer.compose(drawn))
 
-    def step(self, row: Row) -> float:
+    def step(self, row: BatchComposition) -> float:
         """Every client of the row takes a step on its own batch; return the mean loss of the samples."""
-        site, loss = self.site, 0.0
-        row = site.ask(row)
-        crossing = site.forward(row)  # activations and labels up
+        trainer, loss = self.trainer, 0.0
+        row = trainer.ask(row)
+        cut_tensors = trainer.forward(row)  # activations and labels up
         order = np.arange(len(row.clients))
         if self.config.version == 2:
-            order = generator(site.seed, "splitfed", SHARED, site.step).permutation(order)
+            order = generator(trainer.seed, "splitfed", SHARED, trainer.step).permutation(order)
         there = 0
         for i in order.tolist():
-            own = crossing.of(i)
+            own = cut_tensors.of(i)
             try:
-                loss += site.top(own, int(row.clients[i])) * own.row.total / row.total
-            except Unanswered:  # its labels are its own, and it has gone
+                loss += trainer.top(own, int(row.clients[i])) * own.row.total / row.total
+            except NoClientAnswered:  # its labels are its own, and it has gone
                 continue
             there += own.row.total
             if self.config.version == 2:
-                site.update(bottoms=[])  # the one top learns from each client before it meets the next
+                trainer.update(bottoms=[])  # the one top learns from each client before it meets the next
         if not there:
-            raise Unanswered("none of the clients has answered")
-        site.backward(crossing)  # the activations' gradients down
-        site.update(bottoms=row.clients, tops=row.clients if self.config.version == 1 else [])
+            raise NoClientAnswered("none of the clients has answered")
+        trainer.backward(cut_tensors)  # the activations' gradients down
+        trainer.update(bottoms=row.clients, tops=row.clients if self.config.version == 1 else [])
         return loss * (row.total / there)
 
     def epoch_over(self) -> None:
         """Average the bottoms; the tops too, where every client has one."""
-        self.site.average_bottoms()
+        self.trainer.average_bottoms()
         if self.config.version == 1:
-            self.site.average_tops()
+            self.trainer.average_tops()

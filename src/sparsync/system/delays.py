@@ -19,7 +19,7 @@ Spread = Annotated[float, Field(ge=0, le=3)]
 
 
 @dataclass(frozen=True)
-class Delays:
+class ParticipationDelays:
     """Every client's delay per participation.
 
     Attributes
@@ -45,20 +45,20 @@ class Delays:
         return drawn
 
 
-DELAYS: Registry[Delays] = Registry("delays", Delays)
+DELAYS: Registry[ParticipationDelays] = Registry("delays", ParticipationDelays)
 """Functions (clients, seed, *, options) -> Delays; call them through ``DELAYS.build``."""
 
 
 @DELAYS.register("none")
-def none(clients: int, seed: int) -> Delays:
+def none(clients: int, seed: int) -> ParticipationDelays:
     """Nobody is late."""
-    return Delays(np.zeros(clients), 0.0, seed)
+    return ParticipationDelays(np.zeros(clients), 0.0, seed)
 
 
 @DELAYS.register("constant")
-def constant(clients: int, seed: int, *, seconds: Seconds = 0.1, jitter: Spread = 0.0) -> Delays:
+def constant(clients: int, seed: int, *, seconds: Seconds = 0.1, jitter: Spread = 0.0) -> ParticipationDelays:
     """All clients alike."""
-    return Delays(np.full(clients, seconds), jitter, seed)
+    return ParticipationDelays(np.full(clients, seconds), jitter, seed)
 
 
 @DELAYS.register("stragglers")
@@ -71,17 +71,17 @@ def stragglers(
     seconds: Seconds = 0.1,
     spread: Spread = 0.0,
     jitter: Spread = 0.0,
-) -> Delays:
+) -> ParticipationDelays:
     """Log-normal around ``seconds``, and ``count`` clients, drawn at random, at exactly ``factor`` times that."""
     if count > clients:
         raise UsageError(f"delays 'stragglers': count={count} of {clients} clients; ask for at most all of them")
     rng = generator(seed, "delays", SHARED, 0)
     typical = seconds * np.exp(spread * rng.standard_normal(clients))
     typical[rng.permutation(clients)[:count]] = factor * seconds
-    return Delays(typical, jitter, seed)
+    return ParticipationDelays(typical, jitter, seed)
 
 
-def listed(seconds: npt.ArrayLike, *, jitter: float = 0.0, seed: int = 0) -> Delays:
+def listed(seconds: npt.ArrayLike, *, jitter: float = 0.0, seed: int = 0) -> ParticipationDelays:
     """Return delays that are known client by client, (K,).
 
     Raises
@@ -94,4 +94,4 @@ def listed(seconds: npt.ArrayLike, *, jitter: float = 0.0, seed: int = 0) -> Del
         raise UsageError(
             f"delays: client {wrong[0]} has {typical[wrong[0]]:g} seconds; expected a number of at least 0"
         )
-    return Delays(typical, jitter, seed)
+    return ParticipationDelays(typical, jitter, seed)

@@ -103,11 +103,11 @@ class Outages:
     ----------
     known : sequence of (float, float)
         From when to when, in virtual seconds.
-    drawn : Draws, optional
+    drawn : RandomOutages, optional
         What else.
     """
 
-    def __init__(self, known: Sequence[tuple[float, float]] = (), drawn: Draws | None = None) -> None:
+    def __init__(self, known: Sequence[tuple[float, float]] = (), drawn: RandomOutages | None = None) -> None:
         self.known, self.drawn = sorted(known), drawn
 
     def at(self, moment: float) -> float | None:
@@ -150,7 +150,7 @@ class Outages:
 
 
 @dataclass
-class Draws:
+class RandomOutages:
     """A seeded process of a device that is up and down for exponential times."""
 
     rng: np.random.Generator
@@ -204,6 +204,6 @@ def _outages(profile: Profile, workers: int, seed: int) -> list[Outages] | None:
     for worker in range(workers):
         drawn = None
         if profile.mean_up is not None and profile.mean_down is not None:
-            drawn = Draws(generator(seed, "outages", worker), profile.mean_up, profile.mean_down)
+            drawn = RandomOutages(generator(seed, "outages", worker), profile.mean_up, profile.mean_down)
         made.append(Outages(planned.get(worker, ()), drawn))
     return made

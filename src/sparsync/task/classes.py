@@ -96,7 +96,7 @@ def class_count(classes: object, name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassMapping:
     """The classes of a dataset.
 
     Attributes
@@ -117,7 +117,7 @@ class Classes:
     note: str = ""
 
     @classmethod
-    def of(cls, train: Sequence[Label], classes: int | None, names: Sequence[object], name: str) -> Classes:
+    def of(cls, train: Sequence[Label], classes: int | None, names: Sequence[object], name: str) -> ClassMapping:
         """Find the classes of a dataset.
 
         Parameters

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field
 from sparsync.errors import DataError, UsageError
 from sparsync.randomness import generator
 from sparsync.spec import Registry, foreign, imported
-from sparsync.task.classes import Classes, listed
+from sparsync.task.classes import ClassMapping, listed
 from sparsync.task.data import Dataset, Examples, MapDataset, as_tensor, item_labels
 from sparsync.task.files import (
     Bytes,
@@ -165,7 +165,7 @@ def _dataset(
     """Make a dataset of the inputs and labels to train and to test with."""
     titles = f"{name}, train", f"{name}, test"
     labels = [listed(said, title) for (_, said), title in zip(parts, titles, strict=True)]
-    kinds = Classes.of(labels[0], classes, class_names, name)
+    kinds = ClassMapping.of(labels[0], classes, class_names, name)
     train, test = (
         Examples(inputs, kinds.tensor(said, title), mean=mean, std=std, name=title)
         for (inputs, _), said, title in zip(parts, labels, titles, strict=True)

@@ -240,7 +240,7 @@ def resnet10(
     return _resnet("resnet10", shape, classes, widths=widths, blocks=1, norm=norm, init=init, stride=stride)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Basic residual block: two 3x3 convolutions, and a 1x1 convolution as shortcut where the shape changes."""
 
     def __init__(self, channels: int, out: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
@@ -279,7 +279,9 @@ def _resnet(
     }
     into = widths[0]
     for i, out in enumerate(widths, start=1):
-        stage = [Block(into if j == 0 else out, out, 2 if i > 1 and j == 0 else 1, normalise) for j in range(blocks)]
+        stage = [
+            ResidualBlock(into if j == 0 else out, out, 2 if i > 1 and j == 0 else 1, normalise) for j in range(blocks)
+        ]
         layers[f"layer{i}"] = nn.Sequential(*stage)
         into = out
     model = _row(**layers, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(into, classes))

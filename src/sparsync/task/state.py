@@ -19,7 +19,7 @@ from sparsync.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Habits:
+class ModelBehaviour:
     """What a model does in training mode, as has been tried.
 
     Attributes
@@ -194,7 +194,7 @@ def _exchanged(module: nn.Module, *, parameters: bool) -> Iterator[dict[int, tup
                 set_parameter(part, leaf, parameter)
 
 
-def try_out(module: nn.Module, learn: Callable[[int], None], device: torch.device) -> Habits:
+def try_out(module: nn.Module, learn: Callable[[int], None], device: torch.device) -> ModelBehaviour:
     """Train a model on two samples and on one, with copies of all that it holds, and see what that does.
 
     Parameters
@@ -220,11 +220,11 @@ def try_out(module: nn.Module, learn: Callable[[int], None], device: torch.devic
     for alias, value in zip(kept, values, strict=True):
         if alias.trained or alias.name in changed or not torch.equal(alias.tensor, value):
             alias.check(module)
-    return Habits(stochastic, failure(module, lambda: learn(1), device), changed)
+    return ModelBehaviour(stochastic, failure(module, lambda: learn(1), device), changed)
 
 
 @dataclass(frozen=True)
-class Alias:
+class TensorAlias:
     """A tensor that a model keeps beside its registries, in the memory of a parameter or buffer that is in them."""
 
     path: str
@@ -248,7 +248,7 @@ class Alias:
             )
 
 
-def aliases(module: nn.Module) -> list[Alias]:
+def aliases(module: nn.Module) -> list[TensorAlias]:
     """Find the tensors that a model keeps by references which do not follow when its parameters are exchanged."""
     homes = {
         tensor.untyped_storage().data_ptr(): (kind, name, tensor.requires_grad)
@@ -257,7 +257,7 @@ def aliases(module: nn.Module) -> list[Alias]:
     }
     with _exchanged(module, parameters=True):
         found = [(path, tensor, homes.get(tensor.untyped_storage().data_ptr())) for path, tensor in _beside(module)]
-    return [Alias(path, tensor, *home) for path, tensor, home in found if home is not None]
+    return [TensorAlias(path, tensor, *home) for path, tensor, home in found if home is not None]
 
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")

@@ -13,7 +13,17 @@ from sparsync.errors import UsageError
 from sparsync.randomness import torch_seed
 from sparsync.task.data import Dataset
 from sparsync.task.models import build_model
-from sparsync.task.state import Alias, Habits, aliases, check_state, evaluating, failure, forked_rng, reason, try_out
+from sparsync.task.state import (
+    ModelBehaviour,
+    TensorAlias,
+    aliases,
+    check_state,
+    evaluating,
+    failure,
+    forked_rng,
+    reason,
+    try_out,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class Task:
             torch.default_generator.manual_seed(torch_seed(seed, "model"))
             module = build_model(self.model, self.dataset.shape, self.dataset.classes)
             check_state(module)
-            left: list[Alias] = []
+            left: list[TensorAlias] = []
             if dtype is not torch.float32:
                 left = aliases(module)  # which are not converted
                 module._apply(  # type: ignore[no-untyped-call]
@@ -118,7 +128,7 @@ class Task:
                 loss += F.cross_entropy(outputs, labels, reduction="sum")
         return correct.cpu(), float(loss)
 
-    def habits(self, module: nn.Module) -> Habits:
+    def behaviour(self, module: nn.Module) -> ModelBehaviour:
         """Try how a model behaves in training mode; it and torch's generators are left as they were.
 
         Raises

@@ -4,10 +4,17 @@ from sparsync.wire.chain import Chain, ErrorFeedback, decode_parts
 from sparsync.wire.dense import Dense
 from sparsync.wire.grammar import CODECS, parse_chain
 from sparsync.wire.ledger import Kind, Ledger
-from sparsync.wire.parcel import Section, kinds_of, pack_parcel, unpack_parcel, values_of
+from sparsync.wire.parcel import MessageSection, kinds_of, pack_parcel, unpack_parcel, values_of
 from sparsync.wire.payload import HEADER_BYTES, pack, unpack
 from sparsync.wire.quantised import Quantised
-from sparsync.wire.supports import Known, Masked, NonZero, Relative, Support, TopK
+from sparsync.wire.supports import (
+    KnownSupport,
+    MaskedSupport,
+    NonZeroSupport,
+    RelativeSupport,
+    SupportStage,
+    TopKSupport,
+)
 from sparsync.wire.topology import TOPOLOGIES, Ring, Star, Topology, Traffic
 
 __all__ = [
@@ -18,17 +25,17 @@ __all__ = [
     "Dense",
     "ErrorFeedback",
     "Kind",
-    "Known",
+    "KnownSupport",
     "Ledger",
-    "Masked",
-    "NonZero",
+    "MaskedSupport",
+    "MessageSection",
+    "NonZeroSupport",
     "Quantised",
-    "Relative",
+    "RelativeSupport",
     "Ring",
-    "Section",
     "Star",
-    "Support",
-    "TopK",
+    "SupportStage",
+    "TopKSupport",
     "Topology",
     "Traffic",
     "decode_parts",

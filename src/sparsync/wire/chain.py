@@ -18,15 +18,15 @@ from torch import Tensor
 from sparsync.errors import PayloadError, UsageError
 from sparsync.wire.dense import Dense
 from sparsync.wire.ledger import Kind
-from sparsync.wire.parcel import Section, pack_parcel, table_bytes, unpack_parcel
+from sparsync.wire.parcel import MessageSection, pack_parcel, table_bytes, unpack_parcel
 from sparsync.wire.positions import most_bytes
-from sparsync.wire.supports import Floats, Support
+from sparsync.wire.supports import Floats, SupportStage
 
 _EXACT = (torch.float32, torch.bfloat16, torch.float16)  # float32 holds any of their numbers
 
 
 @runtime_checkable
-class Values(Protocol):
+class ValueStage(Protocol):
     """A chain's last stage: numbers to bytes and back, as `Dense` and `Quantised` do.
 
     Attributes
@@ -59,14 +59,14 @@ class Chain:
 
     Attributes
     ----------
-    supports : tuple of Support
+    supports : tuple of SupportStage
         Which numbers travel; each sees those that the one before it kept. Default: all numbers travel.
     values : Dense or Quantised
         How a number travels. Default: float32.
     """
 
-    supports: tuple[Support, ...] = ()
-    values: Values = field(default_factory=Dense)
+    supports: tuple[SupportStage, ...] = ()
+    values: ValueStage = field(default_factory=Dense)
 
     def __str__(self) -> str:
         return "+".join(str(stage) for stage in (*self.supports, self.values))
@@ -86,7 +86,7 @@ class Chain:
         """How many sections of a parcel this chain takes."""
         return 1 + sum(support.told for support in self.supports)
 
-    def with_support(self, support: Support) -> Chain:
+    def with_support(self, support: SupportStage) -> Chain:
         """Return a chain that begins with one more support, such as an explicit mask."""
         return replace(self, supports=(support, *self.supports))
 
@@ -98,7 +98,9 @@ class Chain:
         """Bytes that the sections for `numel` numbers never exceed, together: what a receiver has to permit."""
         return self.values.body_bytes(numel) + (self.sections - 1) * most_bytes(numel)
 
-    def encode_body(self, x: Tensor, kind: Kind = "model", rng: np.random.Generator | None = None) -> list[Section]:
+    def encode_body(
+        self, x: Tensor, kind: Kind = "model", rng: np.random.Generator | None = None
+    ) -> list[MessageSection]:
         """Encode a vector as a part of a parcel.
 
         Parameters
@@ -124,9 +126,12 @@ class Chain:
             positions, side = support.encode(numbers)
             numbers = numbers[positions]
             sides += [side] if side is not None else []
-        return [Section(kind, self.values.encode_body(torch.from_numpy(numbers), rng), self.values.number), *sides]
+        return [
+            MessageSection(kind, self.values.encode_body(torch.from_numpy(numbers), rng), self.values.number),
+            *sides,
+        ]
 
-    def decode_body(self, sections: Sequence[Section], numel: int, *, finite: bool = False) -> Tensor:
+    def decode_body(self, sections: Sequence[MessageSection], numel: int, *, finite: bool = False) -> Tensor:
         """Decode the sections that `encode_body` gave; the rest as for `decode`."""
         if len(sections) != self.sections or any(side.kind != "mask" for side in sections[1:]):
             kinds = ", ".join(section.kind for section in sections)
@@ -185,7 +190,7 @@ class Chain:
 
     def compress(
         self, x: Tensor, memory: Tensor | None, kind: Kind = "model", rng: np.random.Generator | None = None
-    ) -> tuple[list[Section], Tensor | None]:
+    ) -> tuple[list[MessageSection], Tensor | None]:
         """Encode as `encode_body` does, for a sender that may keep a memory between messages.
 
         Parameters
@@ -219,7 +224,7 @@ class ErrorFeedback(Chain):
 
     def compress(
         self, x: Tensor, memory: Tensor | None, kind: Kind = "model", rng: np.random.Generator | None = None
-    ) -> tuple[list[Section], Tensor]:
+    ) -> tuple[list[MessageSection], Tensor]:
         """As `Chain.compress`; the memory is (n,), float32."""
         wanted = x.detach().reshape(-1).to("cpu")
         wanted = wanted if memory is None else wanted + memory

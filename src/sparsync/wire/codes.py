@@ -32,7 +32,7 @@ def from_gaps(gaps: Gaps, numel: int) -> Positions:
     return positions
 
 
-class Code(Protocol):
+class PositionCode(Protocol):
     """One way to write which of `numel` positions are set.
 
     Attributes
@@ -53,7 +53,7 @@ class Code(Protocol):
         """Return positions that increase strictly from 0 to `numel` - 1, or raise PayloadError."""
 
 
-class List:
+class PositionList:
     """Each position in 4 bytes, little endian."""
 
     def __init__(self, positions: Positions, numel: int) -> None:

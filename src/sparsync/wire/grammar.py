@@ -8,25 +8,25 @@ from typing import Literal
 
 from sparsync.errors import UsageError
 from sparsync.spec import Count, Registry
-from sparsync.wire.chain import Chain, Values
+from sparsync.wire.chain import Chain, ValueStage
 from sparsync.wire.dense import Dense
 from sparsync.wire.quantised import Quantised
-from sparsync.wire.supports import NonZero, Support, TopK
+from sparsync.wire.supports import NonZeroSupport, SupportStage, TopKSupport
 
-CODECS: Registry[Support | Values] = Registry("codec")
-"""Functions (*, options) -> a stage of a chain: a `Support`, or `Values` with a codec number that no other has."""
+CODECS: Registry[SupportStage | ValueStage] = Registry("codec")
+"""Functions (*, options) -> a stage of a chain: a `SupportStage`, or a `ValueStage` whose codec number is its own."""
 
 
 @CODECS.register("topk")
-def topk(*, fraction: float) -> TopK:
+def topk(*, fraction: float) -> TopKSupport:
     """Keep the largest magnitudes, such a fraction of all: ``topk(0.05)``."""
-    return TopK(fraction)
+    return TopKSupport(fraction)
 
 
 @CODECS.register("sparse")
-def sparse() -> NonZero:
+def sparse() -> NonZeroSupport:
     """Keep what is not zero."""
-    return NonZero()
+    return NonZeroSupport()
 
 
 @CODECS.register("float32")
@@ -69,7 +69,7 @@ for _bits in (8, 4, 2):
     CODECS.register(f"q{_bits}")(_quantised(_bits))
 
 
-def _stage(text: str) -> tuple[str, Support | Values]:
+def _stage(text: str) -> tuple[str, SupportStage | ValueStage]:
     """Return a stage and its name."""
     found = re.fullmatch(r"(\w+)\s*(?:\((.*)\))?", text)
     if found is None:
@@ -80,13 +80,13 @@ def _stage(text: str) -> tuple[str, Support | Values]:
 
 
 def _chain(text: str) -> Chain:
-    supports: list[Support] = []
-    values: Values | None = None
+    supports: list[SupportStage] = []
+    values: ValueStage | None = None
     for piece in re.split(r"\+(?![^(]*\))", text):  # at a plus that stands outside parentheses
         name, stage = _stage(piece.strip())
         if values is not None:
             raise UsageError(f"{values} turns numbers into bytes, so it ends a chain, but {name} follows it")
-        if isinstance(stage, Values):
+        if isinstance(stage, ValueStage):
             values = stage
         else:
             supports.append(stage)

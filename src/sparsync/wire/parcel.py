@@ -24,7 +24,7 @@ ENTRY_BYTES = 8
 _LARGEST = 2**48 - 1
 
 
-class Section(NamedTuple):
+class MessageSection(NamedTuple):
     """A part of a parcel.
 
     Attributes
@@ -47,7 +47,7 @@ def table_bytes(sections: int) -> int:
     return 1 + ENTRY_BYTES * sections
 
 
-def pack_parcel(sections: Sequence[Section]) -> bytes:
+def pack_parcel(sections: Sequence[MessageSection]) -> bytes:
     """Return sections as one message.
 
     Raises
@@ -63,7 +63,7 @@ def pack_parcel(sections: Sequence[Section]) -> bytes:
     return pack(PARCEL, b"".join((table, *(body for _, body, _ in sections))))
 
 
-def unpack_parcel(payload: bytes | memoryview, limit: int) -> list[Section]:
+def unpack_parcel(payload: bytes | memoryview, limit: int) -> list[MessageSection]:
     """Check a message and return its sections, without a copy.
 
     Parameters
@@ -91,7 +91,7 @@ def unpack_parcel(payload: bytes | memoryview, limit: int) -> list[Section]:
             raise PayloadError(f"payload: a section of kind {kind}, known are 0 to {len(KINDS) - 1}")
         if length > len(body) - at:
             raise PayloadError(f"payload: a section of {length} bytes, {len(body) - at} are left")
-        sections.append(Section(cast("Kind", KINDS[kind]), body[at : at + length], codec))
+        sections.append(MessageSection(cast("Kind", KINDS[kind]), body[at : at + length], codec))
         at += length
     if at != len(body):
         raise PayloadError(f"payload: {len(body) - at} bytes follow its last section")

@@ -15,10 +15,10 @@ from __future__ import annotations
 import numpy as np
 
 from sparsync.errors import PayloadError, UsageError
-from sparsync.wire.codes import Bitmap, Code, List, Positions, Varint
+from sparsync.wire.codes import Bitmap, PositionCode, PositionList, Positions, Varint
 from sparsync.wire.rice import Rice
 
-CODES: dict[str, type[Code]] = {"list": List, "bitmap": Bitmap, "varint": Varint, "rice": Rice}
+CODES: dict[str, type[PositionCode]] = {"list": PositionList, "bitmap": Bitmap, "varint": Varint, "rice": Rice}
 """The codes; the number of one is its place."""
 MAX_NUMEL = 2**31 - 1
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from sparsync.errors import PayloadError, UsageError
 from sparsync.shares import exact
 from sparsync.wire.codes import Positions
-from sparsync.wire.parcel import Section
+from sparsync.wire.parcel import MessageSection
 from sparsync.wire.positions import decode_positions, encode_positions, most_bytes
 
 Floats = npt.NDArray[np.float32]
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float32]
 _ABSOLUTE, _WITHIN = 8, 9  # codec numbers: among all numbers, or among those of a mask that the receiver holds
 
 
-class Support(Protocol):
+class SupportStage(Protocol):
     """A stage that keeps some numbers.
 
     Attributes
@@ -41,18 +41,18 @@ class Support(Protocol):
     @property
     def lossless(self) -> bool: ...
 
-    def encode(self, x: Floats) -> tuple[Positions, Section | None]:
+    def encode(self, x: Floats) -> tuple[Positions, MessageSection | None]:
         """Choose the positions to keep; return them and, if the receiver is told, how."""
 
-    def decode(self, section: Section | None, numel: int) -> Positions:
+    def decode(self, section: MessageSection | None, numel: int) -> Positions:
         """Return the positions that the sender kept of `numel` numbers."""
 
 
-def _absolute(positions: Positions, numel: int) -> Section:
-    return Section("mask", encode_positions(positions, numel), _ABSOLUTE)
+def _absolute(positions: Positions, numel: int) -> MessageSection:
+    return MessageSection("mask", encode_positions(positions, numel), _ABSOLUTE)
 
 
-def _decoded(section: Section | None, numel: int, codec: int = _ABSOLUTE) -> Positions:
+def _decoded(section: MessageSection | None, numel: int, codec: int = _ABSOLUTE) -> Positions:
     if section is None or section.codec != codec:
         raise PayloadError("payload: positions are missing, or relative to a mask; give both sides the same chain")
     if len(section.body) > most_bytes(numel):
@@ -76,7 +76,7 @@ def largest(x: Floats, count: int) -> Positions:
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopKSupport:
     """Keep the numbers of largest magnitude: exactly ``max(1, round(fraction * n))`` of n.
 
     Attributes
@@ -103,11 +103,11 @@ class TopK:
         """How many of `numel` numbers are kept."""
         return min(numel, max(1, round(exact(self.fraction) * numel)))
 
-    def encode(self, x: Floats) -> tuple[Positions, Section]:
+    def encode(self, x: Floats) -> tuple[Positions, MessageSection]:
         positions = largest(x, self.count(len(x)))
         return positions, _absolute(positions, len(x))
 
-    def decode(self, section: Section | None, numel: int) -> Positions:
+    def decode(self, section: MessageSection | None, numel: int) -> Positions:
         positions = _decoded(section, numel)
         if len(positions) != self.count(numel):
             raise PayloadError(f"payload: {len(positions)} of {numel} numbers, but {self} keeps {self.count(numel)}")
@@ -115,7 +115,7 @@ class TopK:
 
 
 @dataclass(frozen=True)
-class NonZero:
+class NonZeroSupport:
     """Keep what is not zero. NaN is not; -0.0 is, and arrives as 0.0."""
 
     told: ClassVar[bool] = True
@@ -124,11 +124,11 @@ class NonZero:
     def __str__(self) -> str:
         return "sparse"
 
-    def encode(self, x: Floats) -> tuple[Positions, Section]:
+    def encode(self, x: Floats) -> tuple[Positions, MessageSection]:
         positions = np.flatnonzero(x != 0)
         return positions, _absolute(positions, len(x))
 
-    def decode(self, section: Section | None, numel: int) -> Positions:
+    def decode(self, section: MessageSection | None, numel: int) -> Positions:
         return _decoded(section, numel)
 
 
@@ -142,30 +142,30 @@ class _OfMask:
         self.positions = np.flatnonzero(self.mask)
 
     def __str__(self) -> str:
-        return type(self).__name__.lower()
+        return type(self).__name__.removesuffix("Support").lower()
 
     def _check(self, numel: int) -> None:
         if numel != len(self.mask):
             raise UsageError(f"{self}: a mask of {len(self.mask)} entries for {numel} numbers; give it one for each")
 
 
-class Masked(_OfMask):
+class MaskedSupport(_OfMask):
     """Keep what a mask says, zeros included, and send the mask along.
 
-    The receiver has no need of the mask: it decodes with `NonZero` in this stage's place.
+    The receiver has no need of the mask: it decodes with `NonZeroSupport` in this stage's place.
     """
 
     told: ClassVar[bool] = True
 
-    def encode(self, x: Floats) -> tuple[Positions, Section]:
+    def encode(self, x: Floats) -> tuple[Positions, MessageSection]:
         self._check(len(x))
         return self.positions, _absolute(self.positions, len(x))
 
-    def decode(self, section: Section | None, numel: int) -> Positions:
+    def decode(self, section: MessageSection | None, numel: int) -> Positions:
         return _decoded(section, numel)
 
 
-class Known(_OfMask):
+class KnownSupport(_OfMask):
     """Keep what a mask says that the receiver holds as well: not one byte for the support."""
 
     told: ClassVar[bool] = False
@@ -174,29 +174,29 @@ class Known(_OfMask):
         self._check(len(x))
         return self.positions, None
 
-    def decode(self, section: Section | None, numel: int) -> Positions:
+    def decode(self, section: MessageSection | None, numel: int) -> Positions:
         self._check(numel)
         return self.positions
 
 
-class Relative(_OfMask):
+class RelativeSupport(_OfMask):
     """Keep what is not zero, told as positions within a larger mask that the receiver holds as well.
 
-    If anything outside that mask is not zero, positions are told as `NonZero` tells them.
+    If anything outside that mask is not zero, positions are told as `NonZeroSupport` tells them.
     """
 
     told: ClassVar[bool] = True
 
-    def encode(self, x: Floats) -> tuple[Positions, Section]:
+    def encode(self, x: Floats) -> tuple[Positions, MessageSection]:
         self._check(len(x))
         live = x != 0
         positions = np.flatnonzero(live)
         within = np.flatnonzero(live[self.mask])
         if len(within) < len(positions):
             return positions, _absolute(positions, len(x))
-        return positions, Section("mask", encode_positions(within, len(self.positions)), _WITHIN)
+        return positions, MessageSection("mask", encode_positions(within, len(self.positions)), _WITHIN)
 
-    def decode(self, section: Section | None, numel: int) -> Positions:
+    def decode(self, section: MessageSection | None, numel: int) -> Positions:
         self._check(numel)
         if section is not None and section.codec == _WITHIN:
             return self.positions[_decoded(section, len(self.positions), _WITHIN)]

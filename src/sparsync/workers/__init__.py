@@ -1,8 +1,8 @@
 """Who learns: the layout and arena of models, local training, and the fleet."""
 
-from sparsync.workers.client import Bench, Client, LocalWork, ModelVector, Transform
+from sparsync.workers.client import Client, ClientRuntime, LocalWork, ModelVector, Transform
 from sparsync.workers.fleet import Fleet, Model
-from sparsync.workers.group import Alone, Apart, Group
+from sparsync.workers.group import Group, SeparateProcess, SingleProcess
 from sparsync.workers.layout import Arena, Layout
 from sparsync.workers.optimizers import OPTIMIZERS
 from sparsync.workers.schedules import SCHEDULES
@@ -11,11 +11,9 @@ from sparsync.workers.training import Learner, LocalTraining
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
-    "Alone",
-    "Apart",
     "Arena",
-    "Bench",
     "Client",
+    "ClientRuntime",
     "Fleet",
     "Group",
     "Layout",
@@ -24,5 +22,7 @@ __all__ = [
     "LocalWork",
     "Model",
     "ModelVector",
+    "SeparateProcess",
+    "SingleProcess",
     "Transform",
 ]

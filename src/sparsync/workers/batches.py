@@ -80,7 +80,7 @@ def batches_per_pass(samples: int, batch_size: int, drop_last: bool, joined: boo
     return max(1, whole + (rest > joined and not drop_last))
 
 
-class Passes:
+class LocalPasses:
     """One client's mini-batches of one round: a sequence of known length, a pure function of (seed, client, round).
 
     Parameters

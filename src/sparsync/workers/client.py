@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparsync.randomness import generator, torch_generator
 from sparsync.task import Task, evaluating
-from sparsync.workers.batches import Indices, Passes
+from sparsync.workers.batches import Indices, LocalPasses
 from sparsync.workers.layout import Arena
 from sparsync.workers.optimizers import OPTIMIZERS
 from sparsync.workers.training import Learner
@@ -86,8 +86,8 @@ class ModelVector:
         arena.buffers[row].copy_(model[self.d : self.numel])
 
 
-class Bench:
-    """Where the clients of this process train: one row, one seat, one optimiser, and what clients remember.
+class ClientRuntime:
+    """Where the clients of this process train: one row, one bound module, one optimiser, and what clients remember.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class Bench:
     task : Task
         Data, model and loss.
     module : nn.Module
-        The seat's module.
+        The bound module.
     parts : sequence of int64 arrays, (N,)
         Every client's samples.
     work : LocalWork
@@ -115,7 +115,7 @@ class Bench:
     ) -> None:
         self.arena, self.task, self.parts, self.work, self.seed = arena, task, parts, work, seed
         self.learner = Learner(task, module, arena)
-        self.learner.habits.check_batches("client", [len(part) for part in parts], work.batch_size)
+        self.learner.behaviour.check_batches("client", [len(part) for part in parts], work.batch_size)
         self.vector = ModelVector(arena)
         self.raw = arena.row(0)
         self.buffers = arena.row_buffers(0)
@@ -134,8 +134,8 @@ class Bench:
 
     @property
     def module(self) -> nn.Module:
-        """The seat's module, bound to the row."""
-        return self.learner.seat.bind(self.parameters, self.buffers)
+        """The bound module, bound to the row."""
+        return self.learner.bound.bind(self.parameters, self.buffers)
 
     def effective(self) -> tuple[Tensor, list[nn.Parameter]]:
         """A second row, (d,), for effective weights, and parameters that view it and share the row's gradients."""
@@ -161,7 +161,7 @@ class Client:
         For which round, counted from 0.
     rate : float
         Factor of the round on the optimiser's learning rate.
-    bench : Bench
+    runtime : ClientRuntime
         Where it trains.
     report : dict
         Numbers that the strategy notes of this client's round, for the history.
@@ -177,88 +177,88 @@ class Client:
     number: int
     round: int
     rate: float
-    bench: Bench
+    runtime: ClientRuntime
     report: dict[str, float] = field(default_factory=dict)
     memory: dict[str, Any] = field(init=False)
     steps: int = 0
     loss_sum: float = 0.0
 
     def __post_init__(self) -> None:
-        self.bench.optimizer.state.clear()
-        self.memory = dict(self.bench.memories.get(self.number, {}))
-        self._batches: Passes | None = None
+        self.runtime.optimizer.state.clear()
+        self.memory = dict(self.runtime.memories.get(self.number, {}))
+        self._batches: LocalPasses | None = None
 
     @property
     def samples(self) -> int:
         """How many samples it holds."""
-        return len(self.bench.parts[self.number])
+        return len(self.runtime.parts[self.number])
 
     @property
     def learning_rate(self) -> float:
         """Learning rate of this round."""
-        return self.bench.rate * self.rate
+        return self.runtime.rate * self.rate
 
     @property
     def params(self) -> Tensor:
         """Parameters of the model that it holds now, (d,), in place."""
-        return self.bench.raw.data
+        return self.runtime.raw.data
 
     @property
     def grad(self) -> Tensor:
         """Gradient of the current step, (d,), in place: what `before_step` may change."""
-        return self.bench.arena.grads[0]
+        return self.runtime.arena.grads[0]
 
     @property
     def module(self) -> nn.Module:
         """The module that computes for the clients of this process."""
-        return self.bench.learner.seat.module
+        return self.runtime.learner.bound.module
 
     @property
     def momentum(self) -> dict[str, Any]:
         """State of its optimiser, for strategies that ask a client more than once in a round."""
-        return dict(self.bench.optimizer.state[self.bench.raw])
+        return dict(self.runtime.optimizer.state[self.runtime.raw])
 
     @momentum.setter
     def momentum(self, state: Mapping[str, Any]) -> None:
-        raw = self.bench.raw
-        self.bench.optimizer.state[raw] = {
+        raw = self.runtime.raw
+        self.runtime.optimizer.state[raw] = {
             name: value.to(raw.device, copy=True) if isinstance(value, Tensor) else value
             for name, value in state.items()
         }
 
     def forget_momentum(self) -> None:
         """Let its optimiser start afresh, as after a change of what is trained."""
-        self.bench.optimizer.state.clear()
+        self.runtime.optimizer.state.clear()
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Return the generator of a purpose, this client and this round."""
-        return generator(self.bench.seed, purpose, self.number, self.round)
+        return generator(self.runtime.seed, purpose, self.number, self.round)
 
     def torch_generator(self, purpose: str) -> torch.Generator:
         """Return a torch generator of a purpose, this client and this round."""
-        return torch_generator(self.bench.seed, purpose, self.number, self.round)
+        return torch_generator(self.runtime.seed, purpose, self.number, self.round)
 
     def load(self, model: Tensor) -> None:
         """Take a model (D,)."""
-        self.bench.vector.write(model)
+        self.runtime.vector.write(model)
 
     def model(self) -> Tensor:
         """Return a copy of the model that it holds, (D,)."""
-        return self.bench.vector.read()
+        return self.runtime.vector.read()
 
     @property
-    def batches(self) -> Passes:
+    def batches(self) -> LocalPasses:
         """Its batches of this round."""
         if self._batches is None:
-            work = self.bench.work
-            self._batches = Passes(
-                self.bench.parts[self.number],
+            work = self.runtime.work
+            self._batches = LocalPasses(
+                self.runtime.parts[self.number],
                 work.batch_size,
                 epochs=work.epochs,
                 steps=work.steps,
                 drop_last=work.drop_last,
-                joined=self.bench.learner.habits.lonely is not None,
-                seed=self.bench.seed,
+                joined=self.runtime.learner.behaviour.lonely is not None,
+                seed=self.runtime.seed,
                 client=self.number,
                 round_=self.round,
             )
@@ -284,20 +284,20 @@ class Client:
         before_step : callable, optional
             Called when a step has its gradient; may change `grad`.
         """
-        bench, learner = self.bench, self.bench.learner
-        raw, grad = bench.raw.data, self.grad
-        parameters = bench.parameters
+        runtime, learner = self.runtime, self.runtime.learner
+        raw, grad = runtime.raw.data, self.grad
+        parameters = runtime.parameters
         out = raw
         if transform is not None:
-            out, parameters = bench.effective()
-        bench.optimizer.param_groups[0]["lr"] = self.learning_rate
+            out, parameters = runtime.effective()
+        runtime.optimizer.param_groups[0]["lr"] = self.learning_rate
         with learner.training():
             for step, inputs, labels in self._fetch(range(len(self.batches)) if steps is None else steps):
                 grad.zero_()
                 if transform is not None:
                     transform.weights(raw, out)
-                draw = bench.seed, self.number, self.round, step
-                loss = learner.backward(parameters, bench.buffers, inputs, labels, *draw)
+                draw = runtime.seed, self.number, self.round, step
+                loss = learner.backward(parameters, runtime.buffers, inputs, labels, *draw)
                 if not math.isfinite(loss):
                     raw.fill_(math.nan)
                     return
@@ -305,7 +305,7 @@ class Client:
                     transform.gradient(raw, grad)
                 if before_step is not None:
                     before_step()
-                bench.optimizer.step()
+                runtime.optimizer.step()
                 self.steps += 1
                 self.loss_sum += loss
 
@@ -314,45 +314,45 @@ class Client:
 
         Buffers are left as they were; the model is in training mode.
         """
-        bench, learner = self.bench, self.bench.learner
-        parameters = bench.parameters
+        runtime, learner = self.runtime, self.runtime.learner
+        parameters = runtime.parameters
         if transform is not None:
-            out, parameters = bench.effective()
-            transform.weights(bench.raw.data, out)
-        kept = [buffer.clone() for buffer in bench.buffers]
-        train = bench.task.dataset.train
+            out, parameters = runtime.effective()
+            transform.weights(runtime.raw.data, out)
+        kept = [buffer.clone() for buffer in runtime.buffers]
+        train = runtime.task.dataset.train
         inputs, labels = train.batch(indices, learner.dtype, learner.device)
         self.grad.zero_()
         with learner.training():
-            draw = bench.seed, self.number, self.round, len(self.batches) + self.steps
-            learner.backward(parameters, bench.buffers, inputs, labels, *draw)
-        for buffer, before in zip(bench.buffers, kept, strict=True):
+            draw = runtime.seed, self.number, self.round, len(self.batches) + self.steps
+            learner.backward(parameters, runtime.buffers, inputs, labels, *draw)
+        for buffer, before in zip(runtime.buffers, kept, strict=True):
             buffer.copy_(before)
         return self.grad.clone()
 
     @property
     def others(self) -> list[Tensor]:
         """Copies of its buffers that are no float32 numbers, for strategies that ask more than once in a round."""
-        return [rows[0].clone() for rows in self.bench.arena.others]
+        return [rows[0].clone() for rows in self.runtime.arena.others]
 
     @others.setter
     def others(self, values: Sequence[Tensor]) -> None:
-        for rows, value in zip(self.bench.arena.others, values, strict=True):
+        for rows, value in zip(self.runtime.arena.others, values, strict=True):
             rows[0].copy_(value)
 
     def accuracy(self, most: int = 500) -> float:
         """Fraction of its own samples, at most so many, that the model which it holds labels rightly."""
-        bench, learner = self.bench, self.bench.learner
-        indices = bench.parts[self.number][:most]
-        inputs, labels = bench.task.dataset.train.batch(indices, learner.dtype, learner.device)
-        module = bench.module
+        runtime, learner = self.runtime, self.runtime.learner
+        indices = runtime.parts[self.number][:most]
+        inputs, labels = runtime.task.dataset.train.batch(indices, learner.dtype, learner.device)
+        module = runtime.module
         with evaluating(module):
             outputs: Tensor = module(inputs)
         return int((outputs.argmax(1) == labels).sum()) / len(indices)
 
     def _fetch(self, steps: range) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Batches with their step, gathered some at a time."""
-        learner, train = self.bench.learner, self.bench.task.dataset.train
+        learner, train = self.runtime.learner, self.runtime.task.dataset.train
         each = max(1, 512 // self.batches.batch_size)
         for start in range(0, len(steps), each):
             some = steps[start : start + each]

@@ -23,7 +23,7 @@ from sparsync.system import Clock, Profile, System
 from sparsync.wire import Chain, Dense, Ledger, Ring, Topology, Traffic
 from sparsync.wire.dense import Precision
 from sparsync.wire.ledger import Kind
-from sparsync.workers.group import Alone, Group, gather, share
+from sparsync.workers.group import Group, SingleProcess, gather, share
 from sparsync.workers.layout import Arena
 
 BuffersPolicy = Literal["average", "local"]
@@ -105,7 +105,7 @@ class Fleet:
         self.arena = arena
         self.workers = workers
         self.seed = seed
-        self.group: Group = group or Alone()
+        self.group: Group = group or SingleProcess()
         self.topology: Topology = topology or Ring()
         self.buffers_policy = buffers
         self.samples, self._epoch_steps = samples, epoch_steps

@@ -14,7 +14,7 @@ from sparsync.wire import Chain, Dense, Ring, Topology
 
 
 class Group(Protocol):
-    """What a fleet needs of its processes. Implemented by `Alone` and over ``torch.distributed``."""
+    """What a fleet needs of its processes. Implemented by `SingleProcess` and over ``torch.distributed``."""
 
     rank: int
     size: int
@@ -35,7 +35,7 @@ class Group(Protocol):
         """Wait for all processes."""
 
 
-class Alone:
+class SingleProcess:
     """One process that hosts the whole fleet."""
 
     rank = 0
@@ -58,7 +58,7 @@ class Alone:
         """Wait for nobody."""
 
 
-class Apart(Alone):
+class SeparateProcess(SingleProcess):
     """One of many processes that host a worker each, and do not act as one."""
 
     def __init__(self, rank: int, size: int) -> None:

@@ -1,8 +1,8 @@
 """Models as rows of a matrix.
 
 A `Layout` says where each tensor of a model lies in a flat vector of d numbers; an `Arena` is the matrix (k, d) of k
-such vectors, and of their gradients; a `Seat` is the one module of this process, in which the workers take turns:
-its parameters become views into the row of whoever sits in it.
+such vectors, and of their gradients; a `BoundModule` is the one module of this process, in which workers take turns:
+its parameters become views into the row of the worker whose turn it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sparsync.task.state import check_fits, check_tensor, set_parameter
 
 
 @dataclass(frozen=True)
-class Slot:
+class TensorSlot:
     """One tensor of a model: every name it is known by (more than one if shared), its shape and place."""
 
     names: tuple[str, ...]
@@ -32,7 +32,7 @@ class Layout:
 
     Attributes
     ----------
-    slots : tuple of Slot
+    slots : tuple of TensorSlot
         One per tensor; a tensor with several names has one slot.
     numel : int
         Length of the vector, d.
@@ -44,7 +44,7 @@ class Layout:
             named.setdefault(id(tensor), ([], tensor))[0].append(name)
         slots, start = [], 0
         for names, tensor in named.values():
-            slots.append(Slot(tuple(names), tensor.shape, start, start + tensor.numel()))
+            slots.append(TensorSlot(tuple(names), tensor.shape, start, start + tensor.numel()))
             start += tensor.numel()
         self.slots = tuple(slots)
         self.numel = start
@@ -175,7 +175,7 @@ class Arena:
         return [view.data for layout, row in pairs for view in layout.views(row)]
 
 
-class Seat:
+class BoundModule:
     """A module in which workers take turns.
 
     Binding writes a worker's tensors into the registries of the submodules: nothing is copied and no storage is
@@ -192,7 +192,7 @@ class Seat:
         self._assigned: list[tuple[Tensor, Tensor]] = []  # views, and what is to be kept in them
 
     @staticmethod
-    def _places(module: nn.Module, slot: Slot) -> list[tuple[nn.Module, str]]:
+    def _places(module: nn.Module, slot: TensorSlot) -> list[tuple[nn.Module, str]]:
         split = (name.rpartition(".") for name in slot.names)
         return [(module.get_submodule(path), leaf) for path, _, leaf in split]
 

@@ -1,4 +1,4 @@
-"""Local training: workers take optimiser steps on their own rows, with their own batches, in the one seat."""
+"""Local training: workers take optimiser steps on their own rows, with their own batches, in the one bound module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparsync.randomness import torch_seed
 from sparsync.task import Task
 from sparsync.workers.batches import Batches
 from sparsync.workers.fleet import Fleet
-from sparsync.workers.layout import Arena, Seat
+from sparsync.workers.layout import Arena, BoundModule
 from sparsync.workers.optimizers import OPTIMIZERS
 from sparsync.workers.schedules import SCHEDULES
 
@@ -38,25 +38,25 @@ class Worker:
 
 
 class Learner:
-    """The one seat of this process with what is learnt in it: forward and backward of a batch."""
+    """The one bound module of this process with what is learnt in it: forward and backward of a batch."""
 
     def __init__(self, task: Task, module: nn.Module, arena: Arena) -> None:
         self.task = task
         self.device, self.dtype = arena.params.device, arena.params.dtype
-        self.habits = task.habits(module)
-        self.arena, self.seat = arena, Seat(module, arena)
+        self.behaviour = task.behaviour(module)
+        self.arena, self.bound = arena, BoundModule(module, arena)
 
     def load(self, params: Tensor, buffers: Tensor, others: Sequence[Tensor]) -> nn.Module:
-        """Put a model from outside the arena, (d,) and its buffers, into the seat's module, and return that."""
+        """Put a model from outside the arena, (d,) and its buffers, into the bound module, and return that."""
         views = [nn.Parameter(view) for view in self.arena.layout.views(params)]
-        return self.seat.bind(views, self.arena.buffer_views(buffers, others))
+        return self.bound.bind(views, self.arena.buffer_views(buffers, others))
 
     @contextmanager
     def training(self) -> Iterator[None]:
         """Training mode; whatever dropout draws meanwhile, the global generator is put back."""
-        self.seat.module.train()
+        self.bound.module.train()
         generator = self._default_generator()
-        before = generator.get_state() if self.habits.stochastic else None
+        before = generator.get_state() if self.behaviour.stochastic else None
         try:
             yield
         finally:
@@ -70,15 +70,15 @@ class Learner:
 
         `draw` names the stream of dropout: seed, worker and whatever tells its batches apart.
         """
-        if self.habits.stochastic:
+        if self.behaviour.stochastic:
             seed, worker, *index = draw
             self._default_generator().manual_seed(torch_seed(seed, "forward", worker, *index))
-        module = self.seat.bind(parameters, buffers)
+        module = self.bound.bind(parameters, buffers)
         loss: Tensor = self.task.loss(module(inputs), labels)
         value = loss.item()
         if math.isfinite(value):
             loss.backward()  # type: ignore[no-untyped-call]
-        self.seat.settle()
+        self.bound.settle()
         return value
 
     def _default_generator(self) -> torch.Generator:
@@ -91,7 +91,7 @@ class Learner:
 class LocalTraining:
     """The workers of this process, training side by side.
 
-    At every step each worker in turn takes the seat for forward and backward, and then one call of the optimiser
+    At every step each worker in turn takes the module for forward and backward, and then one call of the optimiser
     updates all their rows. Its rules are element-wise and its state is kept row by row, so this is what optimisers of
     their own would do; calling one per worker costs more than the arithmetic.
 
@@ -102,7 +102,7 @@ class LocalTraining:
     task : Task
         Data, model and loss.
     module : nn.Module
-        The seat's module; its own tensors are replaced by the workers' views.
+        The bound module; its own tensors are replaced by the workers' views.
     batches : sequence of Batches
         One per worker here.
     optimizer, schedule : str

@@ -1,9 +1,9 @@
 """HADFL on real machines: a coordinator, and one process per device."""
 
-from sparsync.engines.devices.board import Switchboard
+from sparsync.engines.devices.connections import DeviceConnections
+from sparsync.engines.devices.coordinator import Coordinator
 from sparsync.engines.devices.device import Device
-from sparsync.engines.devices.post import Post
-from sparsync.engines.devices.supervisor import Supervisor
-from sparsync.engines.devices.words import numbers_limit
+from sparsync.engines.devices.membership import Membership
+from sparsync.engines.devices.messages import chunk_limit
 
-__all__ = ["Device", "Post", "Supervisor", "Switchboard", "numbers_limit"]
+__all__ = ["Coordinator", "Device", "DeviceConnections", "Membership", "chunk_limit"]

@@ -19,35 +19,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsync.engines.devices.post import COORDINATOR, Post
-from sparsync.engines.devices.words import (
+from sparsync.engines.devices.connections import COORDINATOR, DeviceConnections
+from sparsync.engines.devices.messages import (
     LAST_STEP,
+    LONGEST_CONTROL,
     LONGEST_STEP,
-    LONGEST_WORD,
     SHORTEST_STEP,
-    Backup,
-    Broadcast,
-    Commit,
-    Done,
-    Failed,
-    Join,
-    Lost,
-    Next,
-    Numbers,
-    Peer,
-    Plan,
-    Ready,
-    Sent,
-    Stop,
-    Sync,
-    Version,
-    Welcome,
-    Word,
-    read_numbers,
-    read_word,
+    BackupRequest,
+    BroadcastDone,
+    BroadcastMean,
+    ControlMessage,
+    CycleReport,
+    CycleStart,
+    DeviceAddress,
+    DeviceFailed,
+    DeviceReady,
+    DevicesLost,
+    EndTraining,
+    JoinReply,
+    JoinRequest,
+    ModelChunk,
+    RingCommit,
+    RingDone,
+    RingStart,
+    SkipRing,
+    read_chunk,
+    read_control,
     tag_of,
 )
-from sparsync.engines.links import Fault, Frame, Op
+from sparsync.engines.links import Frame, Op, ProtocolFault
 from sparsync.errors import DivergedError, PayloadError, SparsyncError
 from sparsync.hetero import RingPlan
 from sparsync.wire import Dense
@@ -73,7 +73,7 @@ class Device:
         One worker's.
     mixing : float
         Weight of a mean that others have formed.
-    post : Post
+    connections : DeviceConnections
         Its connections.
     fingerprint : str
         Of the experiment, which must be the coordinator's.
@@ -87,29 +87,29 @@ class Device:
         self,
         fleet: Fleet,
         training: LocalTraining,
-        post: Post,
+        connections: DeviceConnections,
         fingerprint: str,
         *,
         mixing: float = 0.5,
         slowdown: float = 1.0,
         patience: float = 600.0,
     ) -> None:
-        self.fleet, self.training, self.post, self.fingerprint = fleet, training, post, fingerprint
+        self.fleet, self.training, self.connections, self.fingerprint = fleet, training, connections, fingerprint
         self.mixing, self.slowdown, self.patience = mixing, slowdown, patience
         (self.number,) = fleet.rows
         self.dense = Dense.of(fleet.params.dtype)
         self.numel = fleet.model_bytes // fleet.params.itemsize
         self.version = 0
         self.left = 0  # steps of warming up
-        self.plan: Plan | None = None
+        self.plan: CycleStart | None = None
         self.trained = 0  # steps in this cycle
         self.durations: deque[float] = deque(maxlen=_REMEMBERED)
         self.computing: deque[float] = deque(maxlen=_REMEMBERED)  # the same without being slowed down
-        self.order: Sync | None = None  # the ring that it is in
+        self.order: RingStart | None = None  # the ring that it is in
         self.committed: tuple[int, int] | None = None
         self.cycle = 0  # the last that the coordinator has spoken of
         self.merged = 0  # cycle of the last mean that it took in
-        self.mean: tuple[Sync, Tensor] | None = None  # of the last ring that it was in
+        self.mean: tuple[RingStart, Tensor] | None = None  # of the last ring that it was in
         self.pieces: dict[int, tuple[tuple[int, int], dict[int, bytes]]] = {}  # from whom, of which ring, by its step
         self.answered: set[int] = set()  # who lives
         self.welcomed = self.over = False
@@ -126,12 +126,12 @@ class Device:
         DivergedError
             If its loss is not finite.
         """
-        self.post.call_again()
+        self.connections.call_again()
         try:
             while not self.over:
                 self._next()
         finally:
-            self.post.close()
+            self.connections.close()
         if self.why:
             raise SparsyncError(f"device {self.number}: {self.why}")
 
@@ -142,7 +142,7 @@ class Device:
                 f"device {self.number}: no coordinator for {self.patience:g} s; check its address, the token, and that "
                 "no other device has this number"
             )
-        frame = self.post.take(0.0 if self._trains else time.monotonic() + 0.2)
+        frame = self.connections.take(0.0 if self._trains else time.monotonic() + 0.2)
         if frame is not None:
             self._hear(frame)
         elif self.order is not None:
@@ -163,7 +163,7 @@ class Device:
         if self.fleet.failures:
             step, _ = self.fleet.failures[0]
             why = f"its loss is not finite at step {step}; lower the learning rate or clip gradients"
-            self._say(Failed(why=why))
+            self._say(DeviceFailed(why=why))
             raise DivergedError(f"device {self.number}: {why}")
         if self.slowdown > 1:  # by what steps usually take: one that was held up is not to be so many times over
             self.computing.append(time.perf_counter() - begun)
@@ -175,7 +175,7 @@ class Device:
             self.left -= 1
             if not self.left:
                 self.fleet.rate = 1.0
-                self._say(Ready(version=self.version, step_seconds=self._step_seconds))
+                self._say(DeviceReady(version=self.version, step_seconds=self._step_seconds))
 
     @property
     def _step_seconds(self) -> float:
@@ -196,11 +196,11 @@ class Device:
                 case Op.MODEL:
                     self._merge(frame)
                 case Op.WORD:  # passed on, in case that the coordinator could not tell everyone
-                    word = read_word(frame.payload, "coordinator")
-                    if not isinstance(word, Commit):
-                        raise PayloadError(f"payload: {word.say!r} is nothing that devices say to one another")
-                    self._do(word)
-                case None if isinstance(frame.why, Fault):
+                    message = read_control(frame.payload, "coordinator")
+                    if not isinstance(message, RingCommit):
+                        raise PayloadError(f"payload: {message.say!r} is nothing that devices say to one another")
+                    self._do(message)
+                case None if isinstance(frame.why, ProtocolFault):
                     raise PayloadError(frame.why)
                 case None | Op.PING:  # that it has hung up, who needs it will notice
                     pass
@@ -214,66 +214,68 @@ class Device:
             self.alone_since = None
         match frame.op:
             case Op.HELLO:  # from the post: connected, perhaps again
-                join = Join(port=self.post.port, fingerprint=self.fingerprint, version=self.version, merged=self.merged)
+                join = JoinRequest(
+                    port=self.connections.port, fingerprint=self.fingerprint, version=self.version, merged=self.merged
+                )
                 self._say(join)
             case None:
                 if not self.over:
                     if self.alone_since is None:
                         self.alone_since = time.monotonic()
-                    self.post.call_again()
+                    self.connections.call_again()
             case Op.MODEL:
-                self._adopt(read_numbers(frame.payload, self.dense, self.numel))
+                self._adopt(read_chunk(frame.payload, self.dense, self.numel))
                 self.merged, self.welcomed = tag_of(frame.payload)[0], True
             case Op.WORD:
-                self._do(read_word(frame.payload, "coordinator"))
+                self._do(read_control(frame.payload, "coordinator"))
             case _:
                 pass
 
-    def _do(self, word: Any) -> None:
-        match word:
-            case Welcome():
-                self.order, self.cycle = None, word.cycle
-                self.welcomed = not word.model
-                if word.model:  # else it has trained on meanwhile
-                    self.left, self.fleet.rate, self.version = word.warmup, word.rate, word.version
+    def _do(self, message: Any) -> None:
+        match message:
+            case JoinReply():
+                self.order, self.cycle = None, message.cycle
+                self.welcomed = not message.model
+                if message.model:  # else it has trained on meanwhile
+                    self.left, self.fleet.rate, self.version = message.warmup, message.rate, message.version
                     self.durations.clear()
-            case Plan():
-                self.plan, self.trained = word, 0
-            case Sync():
-                if self.order is None or word.tag > self.order.tag:
-                    if self.order is None or word.cycle > self.order.cycle:
-                        self._report(word.cycle)
-                    self.order = word
-            case Next():
+            case CycleStart():
+                self.plan, self.trained = message, 0
+            case RingStart():
+                if self.order is None or message.tag > self.order.tag:
+                    if self.order is None or message.cycle > self.order.cycle:
+                        self._report(message.cycle)
+                    self.order = message
+            case SkipRing():
                 if self.order is None:
-                    self._report(word.cycle)
+                    self._report(message.cycle)
                 self.order = None
-            case Commit():
-                self.committed = word.cycle, word.attempt
-            case Broadcast():
-                self._broadcast(word.cycle)
-            case Backup():
+            case RingCommit():
+                self.committed = message.cycle, message.attempt
+            case BroadcastMean():
+                self._broadcast(message.cycle)
+            case BackupRequest():
                 if self.mean is not None:
                     order, mean = self.mean
-                    numbers = Numbers((order.cycle, order.attempt, LAST_STEP), mean)
-                    self.post.tell(Op.MODEL, numbers.pack(self.dense))
-            case Stop():
+                    numbers = ModelChunk((order.cycle, order.attempt, LAST_STEP), mean)
+                    self.connections.tell(Op.MODEL, numbers.pack(self.dense))
+            case EndTraining():
                 self._report(self.cycle)
-                self.over, self.why = True, word.why
+                self.over, self.why = True, message.why
 
-    def _say(self, word: Word) -> None:
-        self.post.tell(Op.WORD, word.pack())
+    def _say(self, message: ControlMessage) -> None:
+        self.connections.tell(Op.WORD, message.pack())
 
     def _report(self, cycle: int) -> None:
         self.cycle = cycle
         loss, batches = self.training.losses()
         self._say(
-            Version(
+            CycleReport(
                 cycle=cycle,
                 version=self.version,
                 step_seconds=self._step_seconds,
-                sent=self.post.sent,
-                received=self.post.received,
+                sent=self.connections.sent,
+                received=self.connections.received,
                 loss=loss / batches if batches else None,
             )
         )
@@ -282,7 +284,7 @@ class Device:
         """Hear what arrives, until something is so. Return whether it is, or the time is over."""
         until = time.monotonic() + seconds
         while not ready():
-            frame = self.post.take(until)
+            frame = self.connections.take(until)
             if frame is None:
                 return False
             self._hear(frame)
@@ -290,10 +292,10 @@ class Device:
 
     # Rings
 
-    def _synchronise(self, order: Sync) -> None:
+    def _synchronise(self, order: RingStart) -> None:
         """Average with the ring's other members; whatever goes wrong, its own model is as it was, or the mean."""
         before = self._model()
-        attempt: Sync | None = order
+        attempt: RingStart | None = order
         while attempt is not None and not self.over:
             mean = self._ring(attempt, before)
             if mean is not None and self._agreed(attempt, mean):
@@ -307,7 +309,7 @@ class Device:
             self.order = None
         self.pieces = {number: own for number, own in self.pieces.items() if own[0][0] > order.cycle}
 
-    def _ring(self, order: Sync, before: Tensor) -> Tensor | None:
+    def _ring(self, order: RingStart, before: Tensor) -> Tensor | None:
         """The mean of the members' models; None if there is none, or the ring has been formed anew."""
         n, place = len(order.ring), order.place
         own = before.clone() if order.shares is None else before * order.shares[place]
@@ -315,8 +317,8 @@ class Device:
         pieces = [slice(*bounds) for bounds in itertools.pairwise(plan.bounds)]
         for step in range(plan.steps):
             tag = (order.cycle, order.attempt, step)
-            sent = Numbers(tag, own[pieces[plan.sends(step, place)]])
-            self.post.send(following, Op.CHUNK, sent.pack(self.dense))
+            sent = ModelChunk(tag, own[pieces[plan.sends(step, place)]])
+            self.connections.send(following, Op.CHUNK, sent.pack(self.dense))
             piece = own[pieces[plan.receives(step, place)]]
             arrived = self._receive(order, tag, len(piece))
             if arrived is None:
@@ -327,7 +329,7 @@ class Device:
                 piece.copy_(arrived)
         return own if order.shares is not None else own.div_(n)
 
-    def _receive(self, order: Sync, tag: tuple[int, int, int], numel: int) -> Tensor | None:
+    def _receive(self, order: RingStart, tag: tuple[int, int, int], numel: int) -> Tensor | None:
         """What the previous member sends; None if the ring ends here."""
         previous, step = order.ring[order.place - 1], tag[-1]
         later = step > 0  # then the previous member may wait itself, for the one that should be blamed
@@ -336,35 +338,35 @@ class Device:
             payload = self._pieces(previous, order).pop(step, None)
             if payload is not None:
                 try:
-                    return read_numbers(payload, self.dense, numel)
+                    return read_chunk(payload, self.dense, numel)
                 except PayloadError as error:
                     self._blame(previous.number, str(error), order)
                     break
             if self._left(order):
                 return None
             if not self._lives(previous, order.wait):
-                self._say(Lost(cycle=order.cycle, attempt=order.attempt, devices=self._dead(order)))
+                self._say(DevicesLost(cycle=order.cycle, attempt=order.attempt, devices=self._dead(order)))
                 break
         else:
-            self._say(Lost(cycle=order.cycle, attempt=order.attempt, devices=[previous.number]))
+            self._say(DevicesLost(cycle=order.cycle, attempt=order.attempt, devices=[previous.number]))
         self._wait(lambda: self._left(order), 2 * time_out(order.wait, len(order.ring)))
         return None
 
-    def _pieces(self, peer: Peer, order: Sync) -> dict[int, bytes]:
+    def _pieces(self, peer: DeviceAddress, order: RingStart) -> dict[int, bytes]:
         """What another member has sent for a ring, by step."""
         ring, pieces = self.pieces.get(peer.number, (order.tag, {}))
         return pieces if ring == order.tag else {}
 
-    def _left(self, order: Sync) -> bool:
+    def _left(self, order: RingStart) -> bool:
         """Whether a ring is no longer the one that counts."""
         return self.over or self.order is not order or self.alone_since is not None
 
-    def _lives(self, peer: Peer, seconds: float) -> bool:
+    def _lives(self, peer: DeviceAddress, seconds: float) -> bool:
         """Whether another device answers."""
         self.answered.discard(peer.number)
-        return self.post.send(peer, Op.PING) and self._wait(lambda: peer.number in self.answered, seconds)
+        return self.connections.send(peer, Op.PING) and self._wait(lambda: peer.number in self.answered, seconds)
 
-    def _dead(self, order: Sync) -> list[int]:
+    def _dead(self, order: RingStart) -> list[int]:
         """Who does not answer, going back from this member, the previous one first."""
         dead = [order.ring[order.place - 1].number]
         for back in range(2, len(order.ring)):
@@ -374,19 +376,19 @@ class Device:
             dead.append(peer.number)
         return dead
 
-    def _agreed(self, order: Sync, mean: Tensor) -> bool:
+    def _agreed(self, order: RingStart, mean: Tensor) -> bool:
         """Whether all members hold the mean, as the coordinator says, or somebody whom it could tell."""
         digest = hashlib.blake2b(self.dense.encode_body(mean), digest_size=16).hexdigest()
-        self._say(Done(cycle=order.cycle, attempt=order.attempt, digest=digest))
+        self._say(RingDone(cycle=order.cycle, attempt=order.attempt, digest=digest))
         limit = 2 * time_out(order.wait, len(order.ring))
         self._wait(lambda: self.committed == order.tag or self._left(order), limit)
         if self.alone_since is not None:
             self._wait(lambda: self.committed == order.tag, order.wait)
         if self.committed != order.tag:
             return False
-        word = Commit(cycle=order.cycle, attempt=order.attempt).pack()
+        message = RingCommit(cycle=order.cycle, attempt=order.attempt).pack()
         others = order.ring[order.place + 1 :] + order.ring[: order.place]
-        any(self.post.send(peer, Op.WORD, word) for peer in others)  # to the next who can be reached
+        any(self.connections.send(peer, Op.WORD, message) for peer in others)  # to the next who can be reached
         return True
 
     def _keep(self, frame: Frame) -> None:
@@ -395,7 +397,7 @@ class Device:
         ring, pieces = self.pieces.get(frame.client, ((0, 0), {}))
         if (cycle, attempt) > ring:
             ring, pieces = (cycle, attempt), {}
-        if sum(map(len, pieces.values())) + len(frame.payload) > 2 * self.fleet.model_bytes + LONGEST_WORD:
+        if sum(map(len, pieces.values())) + len(frame.payload) > 2 * self.fleet.model_bytes + LONGEST_CONTROL:
             raise PayloadError("payload: more pieces of models than any ring has")
         if (cycle, attempt) == ring:
             pieces[step] = frame.payload
@@ -414,7 +416,7 @@ class Device:
 
     def _merge(self, frame: Frame) -> None:
         """Blend in a mean that others have formed, unless it is older than one already merged, or cannot be yet."""
-        mean = read_numbers(frame.payload, self.dense, self.numel)
+        mean = read_chunk(frame.payload, self.dense, self.numel)
         cycle = tag_of(frame.payload)[0]
         if self.merged < cycle <= self.cycle and self.welcomed:
             self._adopt(mean, self.mixing)
@@ -425,16 +427,16 @@ class Device:
         if self.mean is None or self.mean[0].cycle != cycle:
             return
         order, mean = self.mean
-        payload = Numbers((cycle, order.attempt, LAST_STEP), mean).pack(self.dense)
+        payload = ModelChunk((cycle, order.attempt, LAST_STEP), mean).pack(self.dense)
 
         def send() -> None:
             for peer in order.others:
-                self.post.send(peer, Op.MODEL, payload)
-            self._say(Sent(cycle=cycle))
+                self.connections.send(peer, Op.MODEL, payload)
+            self._say(BroadcastDone(cycle=cycle))
 
         threading.Thread(target=send, daemon=True).start()
 
-    def _blame(self, number: int, why: str, order: Sync | None = None) -> None:
+    def _blame(self, number: int, why: str, order: RingStart | None = None) -> None:
         """A message that cannot be used costs its sender."""
         cycle, attempt = order.tag if order is not None else (self.merged, 0)
-        self._say(Lost(cycle=cycle, attempt=attempt, devices=[number], why=why[:300]))
+        self._say(DevicesLost(cycle=cycle, attempt=attempt, devices=[number], why=why[:300]))

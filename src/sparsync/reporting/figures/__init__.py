@@ -24,7 +24,7 @@ from sparsync.reporting.figures.stragglers import STRAGGLERS
 from sparsync.reporting.figures.sweep import TRADE_OFF
 from sparsync.reporting.figures.traffic import BYTES_BY_KIND
 from sparsync.reporting.figures.variance import VARIANCE
-from sparsync.reporting.history import Run
+from sparsync.reporting.history import ComparisonRecord
 from sparsync.storage import replacing, subfolder
 
 __all__ = ["FIGURES", "Plot", "draw", "svg"]
@@ -51,12 +51,12 @@ FIGURES: tuple[Plot, ...] = (
 )
 
 
-def draw(run: Run, folder: str | Path) -> list[Path]:
+def draw(run: ComparisonRecord, folder: str | Path) -> list[Path]:
     """Write every figure that has something to show as ``figures/<name>.png`` and ``.svg``.
 
     Parameters
     ----------
-    run : Run
+    run : ComparisonRecord
         What :func:`sparsync.reporting.load` read.
     folder : str or Path
         The run's folder; ``figures/`` is made inside.
@@ -76,6 +76,7 @@ def draw(run: Run, folder: str | Path) -> list[Path]:
             png, vector = target / f"{plot.name}.png", target / f"{plot.name}.svg"
             with replacing(png) as partial:
                 figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
+            figure.set_layout_engine("none")  # as it was laid out: that takes as long as drawing
             with replacing(vector) as partial:
                 metadata = {"Date": None, "Creator": None, "Title": plot.title}
                 figure.savefig(partial, format="svg", metadata=metadata)

@@ -24,8 +24,8 @@ from sparsync.reporting.figures.pieces import (
     time_unit,
 )
 from sparsync.reporting.figures.plot import Plot
-from sparsync.reporting.history import Evaluations, Floats, History, Run
-from sparsync.reporting.palette import Look, looks
+from sparsync.reporting.history import ComparisonRecord, Evaluations, Floats, History
+from sparsync.reporting.palette import LineLook, looks
 from sparsync.reporting.units import human_bytes, human_percent
 
 if TYPE_CHECKING:
@@ -44,34 +44,34 @@ _TO_TARGET = {
 }
 
 
-def accuracy_against_bytes(run: Run) -> Figure | None:
+def accuracy_against_bytes(run: ComparisonRecord) -> Figure | None:
     """Accuracy over all bytes sent so far, on a log axis: the method's promise in one picture."""
     return _accuracy(run, "bytes", "bytes sent by all workers so far", "log")
 
 
-def accuracy_against_paper_bytes(run: Run) -> Figure | None:
+def accuracy_against_paper_bytes(run: ComparisonRecord) -> Figure | None:
     """The same as authors count, where federations are compared: what supports and headers make of it."""
     if not any(len(history.rounds) for history in run.histories.values()):
         return None
     return _accuracy(run, "paper_bytes", "bytes so far, counted as in the papers", "log")
 
 
-def accuracy_against_steps(run: Run) -> Figure | None:
+def accuracy_against_steps(run: ComparisonRecord) -> Figure | None:
     """Accuracy over steps: what saving bytes costs in training."""
     return _accuracy(run, "step", "steps", "linear")
 
 
-def accuracy_against_rounds(run: Run) -> Figure | None:
+def accuracy_against_rounds(run: ComparisonRecord) -> Figure | None:
     """Accuracy over rounds, of federations only."""
     return _accuracy(run, "rounds", "rounds", "linear")
 
 
-def accuracy_against_seconds(run: Run) -> Figure | None:
+def accuracy_against_seconds(run: ComparisonRecord) -> Figure | None:
     """Accuracy over virtual seconds: bytes and steps weighed by the devices and links of the experiment."""
     return _accuracy(run, "seconds", run.time, "auto")
 
 
-def accuracy_of_clients(run: Run) -> Figure | None:
+def accuracy_of_clients(run: ComparisonRecord) -> Figure | None:
     """What the global model is worth to its clients, and to those that it serves worst."""
     if not any(np.isfinite(history.evaluations.client_accuracy).any() for history in run.histories.values()):
         return None
@@ -102,7 +102,7 @@ def _when(evaluations: Evaluations) -> Floats:
     return np.where(np.isfinite(counted), counted, evaluations.step)
 
 
-def _accuracy(run: Run, over: str, xlabel: str, scale: Literal["log", "linear", "auto"]) -> Figure | None:
+def _accuracy(run: ComparisonRecord, over: str, xlabel: str, scale: Literal["log", "linear", "auto"]) -> Figure | None:
     above = 0.0 if scale == "log" else -np.inf
     curves = curves_of(run, lambda history: _evaluated(history, over, above=above))
     if not curves:
@@ -165,7 +165,7 @@ def _accuracy(run: Run, over: str, xlabel: str, scale: Literal["log", "linear", 
     return figure
 
 
-def _target(axes: Axes, target: float | None, reached: Mapping[str, list[float]], look: Mapping[str, Look]) -> None:
+def _target(axes: Axes, target: float | None, reached: Mapping[str, list[float]], look: Mapping[str, LineLook]) -> None:
     """Draw the target, and on it where the runs of each label reached it."""
     if target is not None:
         axes.axhline(target, color=INK, lw=1.0, ls=(0, DASHED), zorder=1.5)

@@ -20,7 +20,7 @@ from sparsync.reporting.figures.pieces import (
     plain_number,
 )
 from sparsync.reporting.figures.plot import Plot
-from sparsync.reporting.history import Floats, Run
+from sparsync.reporting.history import ComparisonRecord, Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ _SIDE = 2  # panels beside each other
 _OUTLIERS = 10  # per cent of the values: a dense first mask agrees with none, and must not fade all others
 
 
-def agreement(run: Run) -> Figure | None:
+def agreement(run: ComparisonRecord) -> Figure | None:
     """Intersection over union of masks, from round to round and between the clients of a round."""
     return stacked(
         run,
@@ -39,7 +39,7 @@ def agreement(run: Run) -> Figure | None:
     )
 
 
-def agreement_over_time(run: Run) -> Figure | None:
+def agreement_over_time(run: ComparisonRecord) -> Figure | None:
     """Heat maps of the global masks' agreement with those of earlier rounds: first seed of each strategy."""
     found = {label: pairs for label in run.labels if (pairs := _pairs(run, label)) is not None}
     if not found:
@@ -69,7 +69,7 @@ def agreement_over_time(run: Run) -> Figure | None:
     return figure
 
 
-def _pairs(run: Run, label: str) -> tuple[Floats, Floats, Floats] | None:
+def _pairs(run: ComparisonRecord, label: str) -> tuple[Floats, Floats, Floats] | None:
     """Return rounds (r,), earlier rounds (e,) and the agreement (e, r) of the first seed that has any."""
     for history in run.histories_of(label):
         pairs = [pair for pair in history.rounds.agreement if pair[1] < pair[0] and math.isfinite(pair[2])]
@@ -100,7 +100,7 @@ def _end(rounds: Floats) -> float:
     return float(rounds[-1] + (np.median(np.diff(rounds)) if len(rounds) > 1 else 1.0) - 1.0)
 
 
-def regrowth(run: Run) -> Figure | None:
+def regrowth(run: ComparisonRecord) -> Figure | None:
     """How many weights wake up and fall asleep, in clients and where the server chooses its mask anew."""
     return stacked(
         run,
@@ -111,7 +111,7 @@ def regrowth(run: Run) -> Figure | None:
     )
 
 
-def pruning(run: Run) -> Figure | None:
+def pruning(run: ComparisonRecord) -> Figure | None:
     """What a new mask takes from the model, and what was waiting outside the old one."""
     return stacked(
         run,

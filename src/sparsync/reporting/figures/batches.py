@@ -24,7 +24,7 @@ from sparsync.reporting.figures.pieces import (
     plain_number,
 )
 from sparsync.reporting.figures.plot import Plot
-from sparsync.reporting.history import Floats, History, Ints, Run, Steps
+from sparsync.reporting.history import ComparisonRecord, Floats, History, Ints, SplitSteps
 from sparsync.reporting.palette import looks
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _BEND = 0.4  # of the colours: shares are small, but for the end of an epoch
 _PIECES = 120  # of the longest curve
 
 
-def composition(run: Run) -> Figure | None:
+def composition(run: ComparisonRecord) -> Figure | None:
     """Who contributes how much to each global batch of the first epoch: first seed of each strategy."""
     found = with_clients(run)
     if not found:
@@ -76,9 +76,9 @@ def composition(run: Run) -> Figure | None:
     return figure
 
 
-def with_clients(run: Run) -> dict[str, Steps]:
+def with_clients(run: ComparisonRecord) -> dict[str, SplitSteps]:
     """Return the steps of the strategies whose clients take part in them, and that say in how far: first seeds."""
-    found: dict[str, Steps] = {}
+    found: dict[str, SplitSteps] = {}
     for label in run.labels:
         for history in run.histories_of(label):
             if np.isfinite(history.steps.slowest).any() and history.steps.given()[:, 2].any():
@@ -111,7 +111,7 @@ def _client_ticks(axes: Axes, clients: Ints, height: float) -> None:
         axes.spines[side].set_visible(False)
 
 
-def deviation(run: Run) -> Figure | None:
+def deviation(run: ComparisonRecord) -> Figure | None:
     """How far global batches are from all data: over an epoch, and over the run."""
     longest = max((int(h.steps.within_epochs()[1].max(initial=1)) for h in run.histories.values()), default=1)
     wide = math.ceil(longest / _PIECES)

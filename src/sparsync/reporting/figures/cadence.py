@@ -10,14 +10,14 @@ from sparsync.reporting.figures.canvas import new_axes, new_figure
 from sparsync.reporting.figures.curves import Curve, condensed, draw_seeds
 from sparsync.reporting.figures.pieces import count, count_ticks, drawn_names, labels_below, legend_height, log_ticks
 from sparsync.reporting.figures.plot import Plot
-from sparsync.reporting.history import Floats, History, Run
+from sparsync.reporting.history import ComparisonRecord, Floats, History
 from sparsync.reporting.palette import looks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def steps_per_round(run: Run) -> Figure | None:
+def steps_per_round(run: ComparisonRecord) -> Figure | None:
     """How many steps passed between averagings, over training: what adaptivity does."""
     series: dict[str, tuple[Floats, Floats]] = {}
     for label in run.labels:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from sparsync.reporting.figures.pieces import buckets, line
-from sparsync.reporting.history import Floats, History, Run
-from sparsync.reporting.palette import Look
+from sparsync.reporting.history import ComparisonRecord, Floats, History
+from sparsync.reporting.palette import LineLook
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ class Curve(NamedTuple):
     high: Floats
 
 
-def curves_of(run: Run, curve: Callable[[History], Curve | None]) -> dict[str, list[Curve]]:
+def curves_of(run: ComparisonRecord, curve: Callable[[History], Curve | None]) -> dict[str, list[Curve]]:
     """Return the curves that are not empty, one per seed, by label."""
     found: dict[str, list[Curve]] = {}
     for label in run.labels:
@@ -61,7 +61,7 @@ def _along(curve: Curve, at: Floats) -> Curve:
     return Curve(at, *(np.interp(at, curve.at, column) for column in curve[1:]))
 
 
-def draw_seeds(axes: Axes, seeds: Sequence[Curve], look: Look, stairs: bool = False) -> None:
+def draw_seeds(axes: Axes, seeds: Sequence[Curve], look: LineLook, stairs: bool = False) -> None:
     """Draw the mean over seeds and its band, and thin tails where only some seeds went on."""
     mean = over_seeds(seeds)
     shown = condensed(mean)

@@ -12,8 +12,8 @@ from sparsync.reporting.figures.gantt import spread_out
 from sparsync.reporting.figures.pieces import count, count_ticks, drawn_names, handle, legend, max_ticks, percent
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.figures.variance import thinned
-from sparsync.reporting.history import Cycles, Run
-from sparsync.reporting.palette import Look, looks
+from sparsync.reporting.history import ComparisonRecord, CycleRecords
+from sparsync.reporting.palette import LineLook, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ _CHANCE = 2  # standard deviations
 _FAINT = 0.4
 
 
-def versions(run: Run) -> Figure | None:
+def versions(run: ComparisonRecord) -> Figure | None:
     """Versions of some devices over the cycles and what they were forecast to be, the error below: first seeds."""
     found = _found(run)
     if not found:
@@ -65,7 +65,7 @@ def versions(run: Run) -> Figure | None:
     return figure
 
 
-def selection(run: Run) -> Figure | None:
+def selection(run: ComparisonRecord) -> Figure | None:
     """How often each device averaged beside how often it was expected to: first seeds."""
     found = _found(run)
     if not found:
@@ -91,13 +91,13 @@ def selection(run: Run) -> Figure | None:
     return figure
 
 
-def _found(run: Run) -> dict[str, Cycles]:
+def _found(run: ComparisonRecord) -> dict[str, CycleRecords]:
     """Return each strategy's cycles with the first seed that has some."""
     found = run.firsts(lambda history: len(history.cycles) > 0)
     return {label: history.cycles for label, history in found.items()}
 
 
-def _versions(axes: Axes, cycles: Cycles, look: dict[int, Look]) -> None:
+def _versions(axes: Axes, cycles: CycleRecords, look: dict[int, LineLook]) -> None:
     for device, own in look.items():
         keep = _drawn(cycles, device)
         x, version, predicted = cycles.number[keep], cycles.versions[keep, device], cycles.predicted[keep, device]
@@ -108,7 +108,7 @@ def _versions(axes: Axes, cycles: Cycles, look: dict[int, Look]) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _errors(axes: Axes, cycles: Cycles, look: dict[int, Look]) -> None:
+def _errors(axes: Axes, cycles: CycleRecords, look: dict[int, LineLook]) -> None:
     axes.axhline(0, color=SOFT, lw=0.8)
     for device, own in look.items():
         keep = _drawn(cycles, device)
@@ -117,13 +117,13 @@ def _errors(axes: Axes, cycles: Cycles, look: dict[int, Look]) -> None:
         line.set_markevery(max(1, len(error) // 12))
 
 
-def _drawn(cycles: Cycles, device: int) -> NDArray[np.intp]:
+def _drawn(cycles: CycleRecords, device: int) -> NDArray[np.intp]:
     """Return the indices of some cycles of a device, with the worst forecasts among them; absences leave gaps."""
     error = (cycles.predicted - cycles.versions)[:, device] if device < cycles.versions.shape[1] else np.empty(0)
     return thinned(error, _POINTS)
 
 
-def _selection(axes: Axes, cycles: Cycles) -> list[int]:
+def _selection(axes: Axes, cycles: CycleRecords) -> list[int]:
     """Draw a panel; return whose bars it has."""
     there = np.isfinite(cycles.expected)
     expected = np.nan_to_num(cycles.expected)

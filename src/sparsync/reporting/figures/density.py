@@ -21,7 +21,7 @@ from sparsync.reporting.figures.pieces import (
     printable,
 )
 from sparsync.reporting.figures.plot import Plot
-from sparsync.reporting.history import Floats, Rounds, Run
+from sparsync.reporting.history import ComparisonRecord, Floats, RoundRecords
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,10 +31,10 @@ _FAINTEST = 1e-4  # densities below it look alike
 _TALLEST = 9.0  # inches of all panels, unless that is too little for each
 
 
-def density_of_messages(run: Run) -> Figure | None:
+def density_of_messages(run: ComparisonRecord) -> Figure | None:
     """How much of the model travels down and up, against the target."""
 
-    def target(rounds: Rounds) -> Floats:
+    def target(rounds: RoundRecords) -> Floats:
         return 1.0 - rounds.of("sparsity_target")
 
     return stacked(
@@ -45,12 +45,12 @@ def density_of_messages(run: Run) -> Figure | None:
     )
 
 
-def density_of_layers(run: Run) -> Figure | None:
+def density_of_layers(run: ComparisonRecord) -> Figure | None:
     """The global model's density, layer by layer and round by round."""
     return _by_layer(run, "layer_density", "density of the global model")
 
 
-def density_of_activations(run: Run) -> Figure | None:
+def density_of_activations(run: ComparisonRecord) -> Figure | None:
     """How dense the pruned activations really were, layer by layer and round by round."""
     return _by_layer(run, "act_density", "density of the activations, mean over clients")
 
@@ -75,7 +75,7 @@ class _Layers(NamedTuple):
         return f"empty: {', '.join(texts[:2])}{more}" if texts else ""
 
 
-def _by_layer(run: Run, key: str, label: str) -> Figure | None:
+def _by_layer(run: ComparisonRecord, key: str, label: str) -> Figure | None:
     """Draw a panel per strategy: layers from the input down, rounds to the right, and the last density beside."""
     found = {name: layers for name in run.labels if (layers := _layers(run, name, key)) is not None}
     if not found:
@@ -111,7 +111,7 @@ def _by_layer(run: Run, key: str, label: str) -> Figure | None:
     return figure
 
 
-def _layers(run: Run, label: str, key: str) -> _Layers | None:
+def _layers(run: ComparisonRecord, label: str, key: str) -> _Layers | None:
     for history in run.histories_of(label):
         columns = history.rounds.by_layer(key)
         if columns:

@@ -12,7 +12,7 @@ from sparsync.reporting.fields import is_number
 from sparsync.reporting.figures.canvas import CARD, INK, LINE, SOFT, WARN, new_axes, new_figure
 from sparsync.reporting.figures.pieces import drawn_names, handle, legend, max_ticks, plain_number, time_unit
 from sparsync.reporting.figures.plot import Plot
-from sparsync.reporting.history import Cycles, Floats, Ints, Run, Timeline
+from sparsync.reporting.history import ComparisonRecord, CycleRecords, Floats, Ints, TimelineRecord
 from sparsync.reporting.palette import LIGHT
 from sparsync.reporting.times import TALK, share
 from sparsync.system import ACTIVITIES
@@ -61,7 +61,7 @@ class _Bars(NamedTuple):
     top: Floats
 
 
-def gantt(run: Run) -> Figure | None:
+def gantt(run: ComparisonRecord) -> Figure | None:
     """What workers do at first, of each strategy's first seed; None if all are equally fast and nobody ever idles."""
     histories = run.firsts(lambda history: history.timeline.tells)
     found = {label: history.timeline for label, history in histories.items()}
@@ -109,7 +109,7 @@ def _unequal(profile: object) -> bool:
     return len(set(speeds) - {"..."}) > 1 or drawn or bool(profile.get("outages"))
 
 
-def pattern(timeline: Timeline) -> float:
+def pattern(timeline: TimelineRecord) -> float:
     """Return the moment by which some worker has spoken for the fourth time, or whoever did for the last time."""
     talks = np.isin(timeline.activity, [ACTIVITIES.index(one) for one in TALK])
     worker, end = timeline.worker[talks], timeline.end[talks]
@@ -126,14 +126,14 @@ def spread_out(values: Sequence[float], most: int) -> list[bool]:
     return [bool(place in chosen) for place in range(len(order))]
 
 
-def within(timeline: Timeline, until: float) -> Timeline:
+def within(timeline: TimelineRecord, until: float) -> TimelineRecord:
     """Return what lies before a moment."""
     keep = timeline.start < until
     worker, activity, start, end = timeline.worker, timeline.activity, timeline.start, timeline.end
-    return Timeline(worker[keep], activity[keep], start[keep], np.minimum(end[keep], until))
+    return TimelineRecord(worker[keep], activity[keep], start[keep], np.minimum(end[keep], until))
 
 
-def _lanes(timelines: Sequence[Timeline]) -> tuple[int, list[int]]:
+def _lanes(timelines: Sequence[TimelineRecord]) -> tuple[int, list[int]]:
     """Return how many workers there are, and who of them get a lane: from those who compute most to the least."""
     workers = np.unique(np.concatenate([timeline.worker for timeline in timelines]))
     compute = np.zeros(len(workers))
@@ -144,7 +144,7 @@ def _lanes(timelines: Sequence[Timeline]) -> tuple[int, list[int]]:
     return len(workers), workers[spread_out(compute.tolist(), _LANES)].tolist()
 
 
-def _draw(axes: Axes, timeline: Timeline, lanes: Sequence[int], span: float, size: int) -> set[str]:
+def _draw(axes: Axes, timeline: TimelineRecord, lanes: Sequence[int], span: float, size: int) -> set[str]:
     """Draw a panel; return which activities occur."""
     shown = within(timeline, span)
     every = []
@@ -164,7 +164,7 @@ def _draw(axes: Axes, timeline: Timeline, lanes: Sequence[int], span: float, siz
     return {ACTIVITIES[one] for one in np.unique(bars.activity)}
 
 
-def _mark(axes: Axes, cycles: Cycles, lanes: Sequence[int], span: float, size: int) -> set[str]:
+def _mark(axes: Axes, cycles: CycleRecords, lanes: Sequence[int], span: float, size: int) -> set[str]:
     """Mark who averaged with whom, who told the others, and when those merged; return which marks occur."""
     moment = (cycles.met + cycles.averaged) / 2
     early = np.flatnonzero(moment < span)  # and known

@@ -20,7 +20,7 @@ from sparsync.reporting.figures.pieces import (
     max_ticks,
     plain_number,
 )
-from sparsync.reporting.history import Floats, History, Rounds, Run
+from sparsync.reporting.history import ComparisonRecord, Floats, History, RoundRecords
 from sparsync.reporting.palette import looks
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Panel:
     writer: Callable[[float], str] = plain_number
     scale: Literal["linear", "auto", "counts"] = "linear"
     top: float | None = None
-    reference: Callable[[Rounds], Floats] | None = None
+    reference: Callable[[RoundRecords], Floats] | None = None
     stairs: bool = False
     alike: bool = False
 
@@ -80,12 +80,12 @@ def noted(key: str) -> Callable[[History], Curve | None]:
     return curve
 
 
-def stacked(run: Run, *panels: Panel, reference: str = "") -> Figure | None:
+def stacked(run: ComparisonRecord, *panels: Panel, reference: str = "") -> Figure | None:
     """Draw the panels that have something to show, or return None if there are none.
 
     Parameters
     ----------
-    run : Run
+    run : ComparisonRecord
         The run.
     panels : Panel
         From top to bottom.
@@ -124,7 +124,7 @@ def stacked(run: Run, *panels: Panel, reference: str = "") -> Figure | None:
     return figure
 
 
-def _references(run: Run, panel: Panel, labels: list[str]) -> list[tuple[Floats, Floats]]:
+def _references(run: ComparisonRecord, panel: Panel, labels: list[str]) -> list[tuple[Floats, Floats]]:
     """Return what the strategies aim at, first seed of each, every such line once."""
     found: dict[tuple[bytes, bytes], tuple[Floats, Floats]] = {}
     reference = panel.reference

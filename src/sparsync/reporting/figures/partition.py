@@ -12,7 +12,7 @@ from sparsync.reporting.figures.canvas import HEAT, SOFT, WIDTH, new_axes, new_f
 from sparsync.reporting.figures.heat import plain_bar, shade
 from sparsync.reporting.figures.pieces import count, drawn_names
 from sparsync.reporting.figures.plot import Plot
-from sparsync.reporting.history import Run
+from sparsync.reporting.history import ComparisonRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _DRAWN = 1000  # workers, at most: a page is not that wide in pixels
 
 
-def who_holds_what(run: Run) -> Figure | None:
+def who_holds_what(run: ComparisonRecord) -> Figure | None:
     """How many samples of each class each worker holds: bubbles for a few workers, a heat map for many."""
     if run.partition is None or run.partition.counts.sum() <= 0:
         return None

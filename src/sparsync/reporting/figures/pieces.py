@@ -11,7 +11,7 @@ import numpy as np
 
 from sparsync.reporting.figures.canvas import CARD, INK, WIDTH
 from sparsync.reporting.history import Floats
-from sparsync.reporting.palette import MARKS, Look, code, short_names, visible
+from sparsync.reporting.palette import MARKS, LineLook, code, short_names, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ _STRATEGIES = "strategies"  # a legend that a page has only once
 MAX_PANELS = 6  # strategies with a panel of their own, in one figure
 
 
-def line(axes: Axes, x: Floats, y: Floats, look: Look, stairs: bool = False) -> None:
+def line(axes: Axes, x: Floats, y: Floats, look: LineLook, stairs: bool = False) -> None:
     """Draw a curve with some marks on it; those of curves that coincide stand at different places."""
     every = max(1, math.ceil(len(x) / 8))
     style = "steps-post" if stairs else "default"
@@ -55,7 +55,7 @@ def handle(colour: str, marker: str, style: str, mfc: str | None = None, dashes:
     return made
 
 
-def labels_below(figure: Figure, names: Mapping[str, str], look: Mapping[str, Look], reference: str = "") -> None:
+def labels_below(figure: Figure, names: Mapping[str, str], look: Mapping[str, LineLook], reference: str = "") -> None:
     """Put the strategies' names below a figure, and that of its dashed line."""
     handles = [handle(look[label].colour, look[label].marker, "-", dashes=look[label].dashes) for label in names]
     texts = list(names.values())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sparsync.reporting.figures.canvas import styled
 from sparsync.reporting.figures.pieces import without_strategies
-from sparsync.reporting.history import Run
+from sparsync.reporting.history import ComparisonRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,15 +32,15 @@ class Plot:
     name: str
     title: str
     caption: str
-    function: Callable[[Run], Figure | None]
+    function: Callable[[ComparisonRecord], Figure | None]
 
-    def figure(self, run: Run) -> Figure | None:
+    def figure(self, run: ComparisonRecord) -> Figure | None:
         """Draw it, whatever the user's own matplotlib settings are."""
         with styled():
             return self.function(run)
 
 
-def svg(plot: Plot, run: Run) -> str | None:
+def svg(plot: Plot, run: ComparisonRecord) -> str | None:
     """Return one figure as SVG text for the page, which names the strategies, with names that no other figure has."""
     figure = plot.figure(run)
     if figure is None:

@@ -21,15 +21,15 @@ from sparsync.reporting.figures.pieces import (
 )
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.figures.variance import draw_checks
-from sparsync.reporting.history import Checks, Rounds, Run
-from sparsync.reporting.palette import Look, looks
+from sparsync.reporting.history import ComparisonRecord, RoundRecords, VarianceChecks
+from sparsync.reporting.palette import LineLook, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def schedules(run: Run) -> Figure | None:
+def schedules(run: ComparisonRecord) -> Figure | None:
     """What the strategies change from round to round by plan."""
     return stacked(
         run,
@@ -40,7 +40,7 @@ def schedules(run: Run) -> Figure | None:
     )
 
 
-def variance_by_round(run: Run) -> Figure | None:
+def variance_by_round(run: ComparisonRecord) -> Figure | None:
     """FDA-Opt's estimate and threshold at the end of each round, and the epochs that they made of it: first seeds."""
     found = {label: rounds for label in run.labels if (rounds := _estimating(run, label)) is not None}
     if not found:
@@ -55,7 +55,7 @@ def variance_by_round(run: Run) -> Figure | None:
     for (label, rounds), more in zip(shown.items(), with_epochs, strict=True):
         axes = new_axes(figure, grid[place, 0])
         estimate, threshold, variance = (rounds.of(key) for key in ("estimate", "threshold", "variance"))
-        checks = Checks(rounds.number, estimate, threshold, np.zeros(len(rounds), bool), variance)
+        checks = VarianceChecks(rounds.number, estimate, threshold, np.zeros(len(rounds), bool), variance)
         draw_checks(axes, checks, slice(None), look[label].colour)
         axes.set_title(f"{names[label]}\nvariance of the clients' models", fontsize=10)
         place += 1
@@ -72,14 +72,14 @@ def variance_by_round(run: Run) -> Figure | None:
     return figure
 
 
-def _estimating(run: Run, label: str) -> Rounds | None:
+def _estimating(run: ComparisonRecord, label: str) -> RoundRecords | None:
     for history in run.histories_of(label):
         if np.isfinite(history.rounds.of("estimate")).any():
             return history.rounds
     return None
 
 
-def _epochs(axes: Axes, rounds: Rounds, look: Look) -> None:
+def _epochs(axes: Axes, rounds: RoundRecords, look: LineLook) -> None:
     known = np.isfinite(rounds.of("epochs"))
     number, epochs = rounds.number[known], rounds.of("epochs")[known]
     draw_seeds(axes, [Curve(number, number, epochs, epochs, epochs)], look, stairs=True)

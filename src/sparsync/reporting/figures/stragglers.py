@@ -11,8 +11,8 @@ from sparsync.reporting.figures.canvas import INK, LINE, SOFT, new_axes, new_fig
 from sparsync.reporting.figures.pieces import MAX_PANELS, count, count_ticks, drawn_names, handle, legend, max_ticks
 from sparsync.reporting.figures.plot import Plot
 from sparsync.reporting.figures.variance import thinned
-from sparsync.reporting.history import Floats, Ints, Run, Steps
-from sparsync.reporting.palette import Look, looks
+from sparsync.reporting.history import ComparisonRecord, Floats, Ints, SplitSteps
+from sparsync.reporting.palette import LineLook, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ class _Parts(NamedTuple):
     late: Floats
 
 
-def stragglers(run: Run) -> Figure | None:
+def stragglers(run: ComparisonRecord) -> Figure | None:
     """Seconds of each step and whom it waited for, and what each client did in the first epoch: first seeds."""
     found = {label: steps for label, steps in with_clients(run).items() if np.isfinite(steps.seconds).any()}
     if not found:
@@ -79,7 +79,7 @@ def stragglers(run: Run) -> Figure | None:
     return figure
 
 
-def _parts(steps: Steps, clients: Ints) -> _Parts:
+def _parts(steps: SplitSteps, clients: Ints) -> _Parts:
     first = steps.epoch == steps.epoch[0]
     late = steps.late[first[steps.late[:, 0]], 1]
 
@@ -99,7 +99,7 @@ def _of_interest(parts: list[_Parts]) -> tuple[list[int], list[int]]:
     return named.tolist(), [int(i) for i in by_blame[:_COLOURED] if slowest[i]]
 
 
-def _times(axes: Axes, steps: Steps, epochs: int, colours: dict[int, Look]) -> None:
+def _times(axes: Axes, steps: SplitSteps, epochs: int, colours: dict[int, LineLook]) -> None:
     place, _ = steps.within_epochs()
     starts = np.flatnonzero(place == 0)
     stop = int(starts[epochs]) if len(starts) > epochs else len(steps)
@@ -122,7 +122,7 @@ def _short(seconds: float) -> str:
     return f"{count(1000 * seconds)} ms" if 0 < seconds < 1 else f"{count(seconds)} s"
 
 
-def _bars(axes: Axes, parts: _Parts, clients: Ints, named: list[int], colours: dict[int, Look]) -> None:
+def _bars(axes: Axes, parts: _Parts, clients: Ints, named: list[int], colours: dict[int, LineLook]) -> None:
     rest = np.setdiff1d(np.arange(len(clients)), named)
     texts = [count(client) for client in clients[named]]
     rows = [np.array([counted[i] for counted in parts]) for i in named]

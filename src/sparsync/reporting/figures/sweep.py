@@ -26,8 +26,8 @@ from sparsync.reporting.figures.pieces import (
     time_unit,
 )
 from sparsync.reporting.figures.plot import Plot
-from sparsync.reporting.history import Floats, Result, Run
-from sparsync.reporting.palette import Look, looks, shortened
+from sparsync.reporting.history import ComparisonRecord, Floats, Result
+from sparsync.reporting.palette import LineLook, looks, shortened
 from sparsync.reporting.sweeps import Sweep, references, sweeps
 from sparsync.reporting.units import human_bytes, human_percent
 
@@ -50,7 +50,7 @@ class _Quantity(NamedTuple):
     is_cost: bool = True
 
 
-def trade_off(run: Run) -> Figure | None:
+def trade_off(run: ComparisonRecord) -> Figure | None:
     """What an option's value does to accuracy, and to what the method saves: bytes, or the time of an epoch."""
     found = {key: several for key, several in sweeps(run).items() if _quantities(run, several)}
     if not found:
@@ -82,12 +82,12 @@ def trade_off(run: Run) -> Figure | None:
     return figure
 
 
-def _held_against(run: Run, several: Sequence[Sweep]) -> list[str]:
+def _held_against(run: ComparisonRecord, several: Sequence[Sweep]) -> list[str]:
     own = {label for sweep in several for label in sweep.labels.values()}
     return [label for label in references(run, several[0].unit) if label not in own]
 
 
-def _quantities(run: Run, several: Sequence[Sweep]) -> list[_Quantity]:
+def _quantities(run: ComparisonRecord, several: Sequence[Sweep]) -> list[_Quantity]:
     """Return what there is to draw, from top to bottom."""
     results = [result for sweep in several for label in sweep.labels.values() for result in run.of(label)]
     gain = _Quantity("accuracy at the end", lambda result: result.accuracy, percent, is_cost=False)
@@ -109,7 +109,9 @@ def _waited(result: Result, size: int) -> float | None:
     return None if seconds is None else seconds / size
 
 
-def _draw(axes: Axes, run: Run, several: Sequence[Sweep], quantity: _Quantity, look: Mapping[str, Look]) -> None:
+def _draw(
+    axes: Axes, run: ComparisonRecord, several: Sequence[Sweep], quantity: _Quantity, look: Mapping[str, LineLook]
+) -> None:
     """Draw a curve through the means over seeds, the band from the lowest to the highest, and plain strategies."""
     held_against = {label: _seeds(run, label, quantity) for label in _held_against(run, several)}
     plain = {label: float(known.mean()) for label, known in held_against.items() if len(known)}
@@ -128,7 +130,7 @@ def _draw(axes: Axes, run: Run, several: Sequence[Sweep], quantity: _Quantity, l
         _in_terms_of(axes, *next(iter(plain.items())))
 
 
-def _seeds(run: Run, label: str, quantity: _Quantity) -> Floats:
+def _seeds(run: ComparisonRecord, label: str, quantity: _Quantity) -> Floats:
     """Return what is known, one value for each seed."""
     values = np.array([quantity.value(result) for result in run.of(label) if result.error is None], np.float64)
     return np.asarray(values[np.isfinite(values)])

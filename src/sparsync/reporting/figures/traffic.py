@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sparsync.reporting.figures.canvas import CARD, SOFT, new_axes, new_figure
 from sparsync.reporting.figures.pieces import drawn_names, handle, legend, log_ticks, printable
 from sparsync.reporting.figures.plot import Plot
-from sparsync.reporting.history import Run
+from sparsync.reporting.history import ComparisonRecord
 from sparsync.reporting.palette import MARKS, looks
 from sparsync.reporting.summary import kinds, rows
 from sparsync.reporting.units import human_bytes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def bytes_by_kind(run: Run) -> Figure | None:
+def bytes_by_kind(run: ComparisonRecord) -> Figure | None:
     """What each strategy sent, by kind, in both ways of counting."""
     table = [row for row in rows(run) if row.bytes.get("total") or row.paper_bytes.get("total")]
     values = [s.mean for row in table for book in (row.bytes, row.paper_bytes) for s in book.values() if s.mean > 0]

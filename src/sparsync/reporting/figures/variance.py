@@ -21,7 +21,7 @@ from sparsync.reporting.figures.pieces import (
     plain_number,
 )
 from sparsync.reporting.figures.plot import Plot
-from sparsync.reporting.history import Checks, Floats, Run
+from sparsync.reporting.history import ComparisonRecord, Floats, VarianceChecks
 from sparsync.reporting.palette import looks
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CROWD = 60  # rounds that can be told apart in one panel
 
 
-def variance_and_threshold(run: Run) -> Figure | None:
+def variance_and_threshold(run: ComparisonRecord) -> Figure | None:
     """FDA's estimate at each check, the threshold, and when the models were averaged: first seed of each label."""
     shown = _with_checks(run)
     if not shown:
@@ -66,7 +66,7 @@ def variance_and_threshold(run: Run) -> Figure | None:
     return figure
 
 
-def _with_checks(run: Run) -> list[tuple[str, Checks]]:
+def _with_checks(run: ComparisonRecord) -> list[tuple[str, VarianceChecks]]:
     found = []
     for label in run.labels:
         for history in run.histories_of(label):
@@ -76,7 +76,7 @@ def _with_checks(run: Run) -> list[tuple[str, Checks]]:
     return found
 
 
-def _last_rounds(checks: Checks, rounds: int = 10) -> tuple[str, int] | None:
+def _last_rounds(checks: VarianceChecks, rounds: int = 10) -> tuple[str, int] | None:
     """Return a title and the first index of a window on the last rounds; None if it would be most of the run."""
     ends = np.flatnonzero(checks.sync)
     if len(ends) < 3:
@@ -88,7 +88,7 @@ def _last_rounds(checks: Checks, rounds: int = 10) -> tuple[str, int] | None:
     return f"last {back} rounds", start
 
 
-def draw_checks(axes: Axes, checks: Checks, part: slice, colour: str) -> None:
+def draw_checks(axes: Axes, checks: VarianceChecks, part: slice, colour: str) -> None:
     """Draw a part of the checks: estimate, threshold and exact variance, and ticks where models were averaged."""
     step, estimate, threshold = checks.step[part], checks.estimate[part], checks.threshold[part]
     sync, variance = checks.sync[part], checks.variance[part]
@@ -131,7 +131,7 @@ def draw_checks(axes: Axes, checks: Checks, part: slice, colour: str) -> None:
     axes.grid(visible=True, axis="y")
 
 
-def _averagings(checks: Checks) -> str:
+def _averagings(checks: VarianceChecks) -> str:
     syncs = int(checks.sync.sum())
     return f"{count(syncs)} averaging{'' if syncs == 1 else 's'} in {count(len(checks))} checks"
 

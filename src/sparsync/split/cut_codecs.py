@@ -9,11 +9,11 @@ from pydantic import model_validator
 
 from sparsync.spec import config
 from sparsync.split.channel import channel_chain
-from sparsync.split.site import Labels, Site
+from sparsync.split.trainer import Labels, SplitTrainer
 
 
 @config
-class Travel:
+class CutCodecs:
     """What a strategy with a cut lets its user choose.
 
     Attributes
@@ -30,19 +30,19 @@ class Travel:
     labels: Labels = "server"
 
     @model_validator(mode="after")
-    def _codecs(self) -> Travel:
+    def _codecs(self) -> CutCodecs:
         channel_chain(self.uplink)
         channel_chain(self.downlink)
         return self
 
-    def set_up(self, site: Site, **options: bool) -> None:
-        """Tell a site; its clients receive their bottoms and say what data they have. `options` as of `Site.open`."""
-        site.configure(channel_chain(self.uplink), channel_chain(self.downlink), self.labels)
-        site.open(**options)
+    def set_up(self, trainer: SplitTrainer, **options: bool) -> None:
+        """Set up a trainer, and open it with `options`: clients receive their bottoms and say what data they have."""
+        trainer.configure(channel_chain(self.uplink), channel_chain(self.downlink), self.labels)
+        trainer.open(**options)
 
 
-class Stateless:
-    """A strategy in a run that remembers nothing: all that changes is the site's."""
+class StatelessStrategy:
+    """A strategy in a run that remembers nothing: all that changes is the trainer's."""
 
     def epoch_over(self) -> None:
         """Nothing is averaged."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsync.errors import UsageError
-from sparsync.hetero.plan import Floats, Plan, make_plan
+from sparsync.hetero.plan import Floats, HyperperiodPlan, make_plan
 from sparsync.hetero.selection import (
     default_members,
     draw_members,
@@ -28,7 +28,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Selection:
+class RingSelection:
     """Who averages at the end of a cycle.
 
     Attributes
@@ -52,7 +52,7 @@ class Selection:
     expected: Floats
 
 
-class Coordinator:
+class CyclePlanner:
     """What is known of all devices, and what they are to do.
 
     Parameters
@@ -78,7 +78,7 @@ class Coordinator:
     ----------
     versions : array of int64, (K,)
         v_k: local steps of each device, as far as it has reported; no averaging alters them.
-    plan : Plan
+    plan : HyperperiodPlan
         Of the current cycle. A device that is not there has one unit.
     cycle : int
         Complete ones.
@@ -108,7 +108,7 @@ class Coordinator:
         self.rule, self.max_units, self.select = rule, max_units, select
         self.forecast = Forecast(devices, smoothing=smoothing)
         self.versions = np.zeros(devices, np.int64)
-        self.plan = Plan(0.0, (1,) * devices)
+        self.plan = HyperperiodPlan(0.0, (1,) * devices)
         self.cycle = 0
 
     @property
@@ -141,16 +141,16 @@ class Coordinator:
         made = make_plan(self.unit * np.asarray(step_seconds, np.float64), rule=self.rule, max_units=self.max_units)
         units = np.ones(len(self.versions), np.int64)
         units[there] = made.units
-        before, self.plan = self.plan, Plan(made.hyperperiod, tuple(units.tolist()))
+        before, self.plan = self.plan, HyperperiodPlan(made.hyperperiod, tuple(units.tolist()))
         return self.plan != before
 
-    def select_members(self, there: Ints) -> Selection:
+    def select_members(self, there: Ints) -> RingSelection:
         """Predict how far those who are there have trained, and draw who averages."""
         predicted = self.forecast.predict(who=there, planned=self.planned[there])
         rng = generator(self.seed, "hadfl", SHARED, self.cycle)
         drawn, expected = self._draw(predicted, rng)
         ring = there[rng.permutation(drawn)]
-        return Selection(ring, int(rng.choice(ring)), np.setdiff1d(there, ring), predicted, expected)
+        return RingSelection(ring, int(rng.choice(ring)), np.setdiff1d(there, ring), predicted, expected)
 
     def observe(self, there: Ints) -> None:
         """Note how far those who are there have trained at the end of this cycle, by which later ones are predicted."""
@@ -183,5 +183,5 @@ class Coordinator:
         self.forecast.load_state_dict(state["forecast"])
         self.versions = np.array(state["versions"], np.int64)
         hyperperiod, units = state["plan"]
-        self.plan = Plan(hyperperiod, tuple(units))
+        self.plan = HyperperiodPlan(hyperperiod, tuple(units))
         self.cycle = state["cycle"]

@@ -21,42 +21,42 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sparsync.engines.devices.board import Line, Switchboard
 from sparsync.engines.devices.device import time_out
-from sparsync.engines.devices.words import (
+from sparsync.engines.devices.membership import Member, Membership
+from sparsync.engines.devices.messages import (
     LAST_STEP,
-    Backup,
-    Broadcast,
-    Commit,
-    Done,
-    Failed,
-    Join,
-    Lost,
-    Next,
-    Numbers,
-    Peer,
-    Plan,
-    Ready,
-    Sent,
-    Stop,
-    Sync,
-    Version,
-    Welcome,
-    Word,
-    numbers_limit,
-    read_numbers,
-    read_word,
+    BackupRequest,
+    BroadcastDone,
+    BroadcastMean,
+    ControlMessage,
+    CycleReport,
+    CycleStart,
+    DeviceAddress,
+    DeviceFailed,
+    DeviceReady,
+    DevicesLost,
+    EndTraining,
+    JoinReply,
+    JoinRequest,
+    ModelChunk,
+    RingCommit,
+    RingDone,
+    RingStart,
+    SkipRing,
+    chunk_limit,
+    read_chunk,
+    read_control,
     tag_of,
 )
 from sparsync.engines.evaluation import Budget, Progress, evaluate, overall
-from sparsync.engines.links import Fault, Frame, LinkLost, Op
-from sparsync.engines.pace import Action
+from sparsync.engines.links import ConnectionLost, Frame, Op, ProtocolFault
+from sparsync.engines.pace import PaceAction
 from sparsync.errors import PayloadError, SparsyncError
 from sparsync.peers import HADFL
 from sparsync.system import System
 from sparsync.task import Task
 from sparsync.wire import Dense, Ledger, Traffic
-from sparsync.workers import Alone, Arena, Learner
+from sparsync.workers import Arena, Learner, SingleProcess
 
 Ints = npt.NDArray[np.int64]
 
@@ -70,7 +70,7 @@ _COMMON = {
 _MEETING = 1.0  # least seconds that a ring's member waits for the previous one
 
 
-class RealClock:
+class WallClock:
     """Seconds since training began, also while no coordinator was there."""
 
     def __init__(self) -> None:
@@ -81,14 +81,14 @@ class RealClock:
         return 0.0 if self.began is None else time.time() - self.began
 
 
-class Supervisor:
+class Coordinator:
     """One run of HADFL, whose devices are other processes.
 
     Parameters
     ----------
     config : HADFL
         How.
-    board : Switchboard
+    membership : Membership
         Where devices call.
     arena : Arena
         Whose row is the first model.
@@ -113,7 +113,7 @@ class Supervisor:
     def __init__(
         self,
         config: HADFL,
-        board: Switchboard,
+        membership: Membership,
         arena: Arena,
         learner: Learner,
         samples: list[int],
@@ -127,17 +127,17 @@ class Supervisor:
         budget: Budget,
         emit: Callable[[dict[str, Any]], None],
     ) -> None:
-        self.config, self.board, self.arena, self.learner, self.task = config, board, arena, learner, task
+        self.config, self.membership, self.arena, self.learner, self.task = config, membership, arena, learner, task
         self.samples = np.asarray(samples, np.float64)
         self.system, self.fingerprint, self.budget, self.emit = system, fingerprint, budget, emit
-        self.coordinator = config.coordinator(board.devices, config.unit or epoch_steps, seed)
-        self.progress, self.ledger, self.clock = Progress(), Ledger(board.devices), RealClock()
+        self.planner = config.planner(membership.devices, config.unit or epoch_steps, seed)
+        self.progress, self.ledger, self.clock = Progress(), Ledger(membership.devices), WallClock()
         self.dense = Dense.of(arena.params.dtype)
         shared = arena.buffers.shape[1] if buffers else 0
         self.backup = torch.cat([arena.params[0], arena.buffers[0, :shared]]).cpu()  # at first w_0
-        board.permit(numbers_limit(self.dense, len(self.backup)))
-        devices = board.devices
-        self.there = np.zeros(devices, bool)  # the available set
+        membership.permit(chunk_limit(self.dense, len(self.backup)))
+        devices = membership.devices
+        self.available = np.zeros(devices, bool)  # the available set
         self.step_seconds = np.ones(devices)
         self.last, self.last_version, self.backed_up = 0, 0, 0  # cycles of the last ring and of the backup; v_bar
         self.syncs = 0
@@ -160,7 +160,7 @@ class Supervisor:
         self._averaged = 0.0  # when there was a mean at last
         self._asked = 0.0
         self._pinged = self._paced = 0.0
-        self._pace: Callable[[int], Action] = lambda _: Action.GO_ON
+        self._pace: Callable[[int], PaceAction] = lambda _: PaceAction.GO_ON
         self._save: Callable[[], None] = lambda: None
 
     # A run
@@ -168,7 +168,7 @@ class Supervisor:
     def rehearse(self) -> None:
         """Nothing can be tried without devices."""
 
-    def run(self, pace: Callable[[int], Action], save: Callable[[], None]) -> bool:
+    def run(self, pace: Callable[[int], PaceAction], save: Callable[[], None]) -> bool:
         """Train to the end of the budget. Return whether it got there, or was asked to stop."""
         self._pace, self._save = pace, save
         try:
@@ -191,25 +191,27 @@ class Supervisor:
     def _gather(self) -> None:
         """Wait for the devices, at first or again, and plan the first cycle."""
         if self.clock.began is not None:
-            self._wait(lambda: not self._known.any(), self.board.silence)
+            self._wait(lambda: not self._known.any(), self.membership.heartbeat_timeout)
             for number in np.flatnonzero(self._known).tolist():
                 self._lose(number, "it has not come back")
             self._need_somebody()
             self._begin_cycle()
             return
-        enough = self.board.begin_with
-        if not self._wait(lambda: len(self.joining) >= enough, self.board.patience):
-            missing = min(set(range(self.board.devices)) - set(self.joining))
+        enough = self.membership.begin_with
+        if not self._wait(lambda: len(self.joining) >= enough, self.membership.patience):
+            missing = min(set(range(self.membership.devices)) - set(self.joining))
             raise SparsyncError(
-                f"{len(self.joining)} of {enough} devices have come within {self.board.patience:g} s, device {missing} "
-                "has not; start it with the same experiment file, this address and the token"
+                f"{len(self.joining)} of {enough} devices have come within {self.membership.patience:g} s, device "
+                f"{missing} has not; start it with the same experiment file, this address and the token"
             )
         self.clock.began = time.time()
         first = sorted(self.joining)
         for number in first:
             self._welcome(number, self.config.warmup_rate)
-        waiting = [number for number in first if number in self._callers]
-        self._wait(lambda: all(self.there[n] or n not in self._callers for n in waiting), self.board.patience)
+        waiting = [number for number in first if number in self._registered]
+        self._wait(
+            lambda: all(self.available[n] or n not in self._registered for n in waiting), self.membership.patience
+        )
         self._need_somebody()
         self.due = self.clock.now
         self._begin_cycle()
@@ -217,38 +219,38 @@ class Supervisor:
     def _synchronise(self) -> None:
         """The cycle ends: some devices average, one of them tells the others, and all go on."""
         self._need_somebody()
-        coordinator = self.coordinator
-        coordinator.cycle += 1
+        planner = self.planner
+        planner.cycle += 1
         self._versions = set()
         self._save()  # so that no cycle is ever begun twice
-        there = np.flatnonzero(self.there)
-        chosen = coordinator.select_members(there)
+        available = np.flatnonzero(self.available)
+        chosen = planner.select_members(available)
         for number in chosen.others.tolist():
-            self._tell(number, Next(cycle=coordinator.cycle))
+            self._tell(number, SkipRing(cycle=planner.cycle))
         attempts, ring = self._average(chosen.ring.tolist(), int(chosen.broadcaster), chosen.others.tolist())
-        self._wait(lambda: all(n in self._versions or not self.there[n] for n in there.tolist()), _MEETING)
-        coordinator.observe(there)
+        self._wait(lambda: all(n in self._versions or not self.available[n] for n in available.tolist()), _MEETING)
+        planner.observe(available)
         if ring:
-            self.last, self.last_version = coordinator.cycle, coordinator.mean_version(np.array(ring))
+            self.last, self.last_version = planner.cycle, planner.mean_version(np.array(ring))
             self.syncs += 1
             self.emit(
                 {
                     "kind": "cycle",
                     "step": self.progress.step,
-                    "cycle": coordinator.cycle,
-                    "hyperperiod": coordinator.plan.hyperperiod,
-                    "units": list(coordinator.plan.units),
-                    "available": there.tolist(),
+                    "cycle": planner.cycle,
+                    "hyperperiod": planner.plan.hyperperiod,
+                    "units": list(planner.plan.units),
+                    "available": available.tolist(),
                     "ring": ring,
                     "broadcaster": self._holders[0],
-                    "versions": coordinator.versions[there].tolist(),
+                    "versions": planner.versions[available].tolist(),
                     "predicted": chosen.predicted.tolist(),
                     "expected": chosen.expected.tolist(),
                     "attempts": attempts,
                     "seconds": self._averaged,
                 }
             )
-            backup = coordinator.cycle % self.config.backup_every == 0
+            backup = planner.cycle % self.config.backup_every == 0
             if backup or self.joining:  # they begin with the last mean
                 self._fetch_backup()
             if backup:
@@ -256,25 +258,25 @@ class Supervisor:
         self._begin_cycle()
 
     def _begin_cycle(self) -> None:
-        coordinator, there = self.coordinator, np.flatnonzero(self.there)
-        if not len(there):
+        planner, available = self.planner, np.flatnonzero(self.available)
+        if not len(available):
             return
-        coordinator.negotiate(self.step_seconds[there], there)
-        lasts, now = coordinator.cycle_seconds, self.clock.now
+        planner.negotiate(self.step_seconds[available], available)
+        lasts, now = planner.cycle_seconds, self.clock.now
         self.due += lasts
         if self.due <= now:  # a ring took longer
             self.due = now + lasts
-        for number in there.tolist():
+        for number in available.tolist():
             self._tell(number, self._plan(number))
 
-    def _plan(self, number: int) -> Plan:
-        steps, capped = int(self.coordinator.planned[number]), self.config.max_units is not None
-        return Plan(cycle=self.coordinator.cycle, steps=steps, capped=capped)
+    def _plan(self, number: int) -> CycleStart:
+        steps, capped = int(self.planner.planned[number]), self.config.max_units is not None
+        return CycleStart(cycle=self.planner.cycle, steps=steps, capped=capped)
 
     def _need_somebody(self) -> None:
-        if self.there.any():
+        if self.available.any():
             return
-        if not self._wait(lambda: bool(self.there.any()), self.board.patience):
+        if not self._wait(lambda: bool(self.available.any()), self.membership.patience):
             last = "".join(f", the last was {number}: {why}" for number, why in list(self.lost.items())[-1:])
             raise SparsyncError(f"all devices are lost{last}; start them again, and resume")
         self.due = self.clock.now
@@ -286,25 +288,25 @@ class Supervisor:
             self._fetch_backup()
         if self._tested < self.backed_up:
             self._evaluate()
-        self.there[:] = False  # who leaves now is not lost
-        for number in list(self._callers):
-            self._tell(number, Stop())
-        self._wait(lambda: not self._callers, _PING)  # they hang up
+        self.available[:] = False  # who leaves now is not lost
+        for number in list(self._registered):
+            self._tell(number, EndTraining())
+        self._wait(lambda: not self._registered, _PING)  # they hang up
         if self._evaluation is not None:
             self._evaluation.join()
         self._note_evaluations()
-        self.board.close()
+        self.membership.close()
 
     # The ring
 
     def _average(self, members: list[int], broadcaster: int, others: list[int]) -> tuple[int, list[int]]:
         """Let devices average, those that survive it. Return after how many attempts, and who; nobody, if it failed."""
-        coordinator = self.coordinator
+        planner = self.planner
         order, attempt = list(members), 0
         while len(members) > (attempt > 0):  # a survivor has nobody to average with
-            self._order, self._ring, self._done = (coordinator.cycle, attempt), members, {}
+            self._order, self._ring, self._done = (planner.cycle, attempt), members, {}
             wait = self._patience(members)
-            sent_to = [number for number in others if self.there[number]]
+            sent_to = [number for number in others if self.available[number]]
             self._invite(members, broadcaster, sent_to, wait)
             limit = time_out(wait, len(members))
             if self._wait(self._settled, limit):
@@ -314,18 +316,18 @@ class Supervisor:
             else:
                 for number in set(members) - set(self._done):
                     self._lose(number, f"it has not gone round the ring within {limit:.3g} s")
-            members = [number for number in members if self.there[number]]
+            members = [number for number in members if self.available[number]]
             attempt += 1
             while broadcaster not in members and members:
                 broadcaster = order[(order.index(broadcaster) + 1) % len(order)]
         self._ring = []
         for number in members:
-            self._tell(number, Next(cycle=coordinator.cycle))
+            self._tell(number, SkipRing(cycle=planner.cycle))
         return attempt, []
 
     def _settled(self) -> bool:
         """Whether all have gone round the ring, or somebody is lost."""
-        return len(self._done) == len(self._ring) or not self.there[self._ring].all()
+        return len(self._done) == len(self._ring) or not self.available[self._ring].all()
 
     def _agree(self) -> bool:
         """Whether all hold the same mean; who holds another one than most is lost."""
@@ -342,14 +344,14 @@ class Supervisor:
 
     def _invite(self, members: list[int], broadcaster: int, others: list[int], wait: float) -> None:
         cycle, attempt = self._order
-        callers = self._callers
-        ring, rest = ([peer for n in some if (peer := callers[n].peer)] for some in (members, others))
+        connected = self._registered
+        ring, rest = ([peer for n in some if (peer := connected[n].peer)] for some in (members, others))
         weights = self.samples[members] / self.samples[members].sum()
         shares = weights.tolist() if self.config.weights == "samples" else None
         for place, number in enumerate(members):
             self._tell(
                 number,
-                Sync(
+                RingStart(
                     cycle=cycle,
                     attempt=attempt,
                     ring=ring,
@@ -365,28 +367,28 @@ class Supervisor:
         cycle, attempt = self._order
         self._averaged = self.clock.now
         for number in members:
-            self._tell(number, Commit(cycle=cycle, attempt=attempt))
+            self._tell(number, RingCommit(cycle=cycle, attempt=attempt))
         d = self.arena.layout.numel
         self.ledger.book_paper("model", 4 * d * (2 * (len(members) - 1) + len(others)))
         at = members.index(broadcaster)
         self._holders = members[at:] + members[:at]
         self._passing = cycle if others else 0
-        if not self.there[broadcaster]:
+        if not self.available[broadcaster]:
             self._broadcast_by_another()
 
     # Means
 
     def _fetch_backup(self) -> None:
         """Have the last mean sent here, by the first who has it and lives."""
-        for number in [number for number in self._holders if self.there[number]]:
-            self._tell(number, Backup(cycle=self.last))
-            self._wait(partial(self._backed_up, number), self.board.silence)
+        for number in [number for number in self._holders if self.available[number]]:
+            self._tell(number, BackupRequest(cycle=self.last))
+            self._wait(partial(self._backed_up, number), self.membership.heartbeat_timeout)
             if self.backed_up >= self.last:
                 return
 
     def _backed_up(self, number: int) -> bool:
         """Whether the last mean is here, or will not come from this device."""
-        return self.backed_up >= self.last or not self.there[number]
+        return self.backed_up >= self.last or not self.available[number]
 
     def _evaluate(self) -> None:
         """Test the last mean that came here, in the background: devices do not wait for that, and cycles go on."""
@@ -407,7 +409,7 @@ class Supervisor:
         module = self.evaluated()
 
         def test() -> None:
-            by_class, loss = evaluate(self.task, module, Alone())
+            by_class, loss = evaluate(self.task, module, SingleProcess())
             self._evaluated.put({**line, "accuracy": overall(by_class), "loss": loss})
 
         self._evaluation = threading.Thread(target=test, daemon=True)
@@ -427,26 +429,26 @@ class Supervisor:
         return self.backup[:d].to(self.arena.params), buffers.to(self.arena.params)
 
     def evaluated(self) -> nn.Module:
-        """Put the last mean that came here into the seat's module, and return that; what is not averaged is new."""
+        """Put the last mean that came here into the bound module, and return that; what is not averaged is new."""
         return self.learner.load(*self.final(), [rows[0] for rows in self.arena.others])
 
     # Devices
 
     @property
-    def _callers(self) -> dict[int, Line]:
+    def _registered(self) -> dict[int, Member]:
         """Who has registered."""
-        return {line.number: line for line in list(self.board.lines.values()) if line.peer is not None}
+        return {member.number: member for member in list(self.membership.members.values()) if member.peer is not None}
 
-    def _tell(self, number: int, word: Word) -> None:
-        self._send(number, Op.WORD, word.pack())
+    def _tell(self, number: int, message: ControlMessage) -> None:
+        self._send(number, Op.WORD, message.pack())
 
     def _send(self, number: int, op: Op, payload: bytes) -> None:
-        line = self._callers.get(number)
-        if line is None:
+        member = self._registered.get(number)
+        if member is None:
             return
         try:
-            line.link.send(op, payload)
-        except LinkLost as error:
+            member.connection.send(op, payload)
+        except ConnectionLost as error:
             self._lose(number, str(error))
         else:
             self.ledger.book_message("model" if op is Op.MODEL else "control", number, down=len(payload))
@@ -454,44 +456,44 @@ class Supervisor:
     def _welcome(self, number: int, rate: float = 1.0) -> None:
         """A device begins, or begins anew: with the last mean, at its version."""
         self.joining.pop(number, None)
-        coordinator = self.coordinator
+        planner = self.planner
         version = self.last_version if self.last else 0
-        coordinator.versions[number] = version
-        steps = max(1, self.config.warmup_steps(coordinator.unit))  # by which it measures its speed
-        self._tell(number, Welcome(cycle=coordinator.cycle, version=version, warmup=steps, rate=rate, model=True))
-        self._send(number, Op.MODEL, Numbers((self.backed_up, 0, LAST_STEP), self.backup).pack(self.dense))
+        planner.versions[number] = version
+        steps = max(1, self.config.warmup_steps(planner.unit))  # by which it measures its speed
+        self._tell(number, JoinReply(cycle=planner.cycle, version=version, warmup=steps, rate=rate, model=True))
+        self._send(number, Op.MODEL, ModelChunk((self.backed_up, 0, LAST_STEP), self.backup).pack(self.dense))
 
     def _lose(self, number: int, why: str, *, ban: bool = False) -> None:
         """A device leaves the available set."""
         if number in self.lost and not ban:
             return
-        was_there = bool(self.there[number] or self._known[number])
-        self.there[number] = self._known[number] = False
+        was_there = bool(self.available[number] or self._known[number])
+        self.available[number] = self._known[number] = False
         self.joining.pop(number, None)
         self.lost[number] = why
         if was_there:
-            step, cycle = self.progress.step, self.coordinator.cycle
+            step, cycle = self.progress.step, self.planner.cycle
             self.emit({"kind": "lost", "step": step, "cycle": cycle, "client": number, "reason": why})
         if ban:
             self.banned[number] = why
             self._refuse(number, f"the coordinator does not let it in: {why}")
-        self.board.hang_up(number)
+        self.membership.disconnect(number)
         if self._passing and self._holders and self._holders[0] == number:
             self._broadcast_by_another()
 
     def _refuse(self, number: int, why: str) -> None:
         """Tell a device why it is of no use here."""
-        for line in list(self.board.lines.values()):
-            if line.number == number:
-                with suppress(LinkLost):
-                    line.link.send(Op.WORD, Stop(why=why[:300]).pack())
-        self.board.hang_up(number)
+        for member in list(self.membership.members.values()):
+            if member.number == number:
+                with suppress(ConnectionLost):
+                    member.connection.send(Op.WORD, EndTraining(why=why[:300]).pack())
+        self.membership.disconnect(number)
 
     def _broadcast_by_another(self) -> None:
         """Who should have passed the mean on is gone: the next survivor in the ring's order does."""
-        self._holders = [number for number in self._holders if self.there[number]]
+        self._holders = [number for number in self._holders if self.available[number]]
         if self._holders:
-            self._tell(self._holders[0], Broadcast(cycle=self._passing))
+            self._tell(self._holders[0], BroadcastMean(cycle=self._passing))
 
     # What they say
 
@@ -502,118 +504,120 @@ class Supervisor:
             now = time.monotonic()
             if now >= until:
                 return False
-            self._tend(now)
+            self._check_heartbeats(now)
             try:
-                frame = self.board.inbox.get(timeout=min(_TURN, until - now))
+                frame = self.membership.inbox.get(timeout=min(_TURN, until - now))
             except queue.Empty:
                 continue
-            self._hear(frame)
+            self._receive(frame)
         return True
 
-    def _tend(self, now: float) -> None:
+    def _check_heartbeats(self, now: float) -> None:
         """Look after what is due: who lives, who waits to join, whether to save or stop."""
         if now - self._paced >= _TURN:
             self._paced = now
             action = self._pace(1)
-            if action is Action.STOP:
+            if action is PaceAction.STOP:
                 raise _Stopped
-            if action is Action.SAVE:
+            if action is PaceAction.SAVE:
                 self._save()
             self._note_evaluations()
         if now - self._pinged >= _PING:
             self._pinged = now
-            for line in list(self.board.lines.values()):
-                line.asked += 1  # counted, not timed: answers may be waiting here while this process was busy
-                if (line.asked - 1) * _PING > self.board.silence:
-                    self._lose(line.number, f"it has not answered for {self.board.silence:g} s")
-                    self.board.hang_up(line.number)
+            for member in list(self.membership.members.values()):
+                member.asked += 1  # counted, not timed: answers may be waiting here while this process was busy
+                if (member.asked - 1) * _PING > self.membership.heartbeat_timeout:
+                    self._lose(member.number, f"it has not answered for {self.membership.heartbeat_timeout:g} s")
+                    self.membership.disconnect(member.number)
                 else:
                     try:
-                        line.link.send(Op.PING)
-                    except LinkLost as error:
-                        self._lose(line.number, str(error))
+                        member.connection.send(Op.PING)
+                    except ConnectionLost as error:
+                        self._lose(member.number, str(error))
         if self.clock.began is not None:
             for number, since in list(self.joining.items()):
-                if self.backed_up >= self.last or now - since > self.board.silence:
+                if self.backed_up >= self.last or now - since > self.membership.heartbeat_timeout:
                     self._welcome(number)
                 elif now - self._asked > _PING:
                     self._asked = now
-                    holder = next((n for n in self._holders if self.there[n]), None)
+                    holder = next((n for n in self._holders if self.available[n]), None)
                     if holder is not None:
-                        self._tell(holder, Backup(cycle=self.last))
+                        self._tell(holder, BackupRequest(cycle=self.last))
 
-    def _hear(self, frame: Frame) -> None:
-        line = self.board.line(frame.client)
-        if line is None:
+    def _receive(self, frame: Frame) -> None:
+        member = self.membership.member(frame.client)
+        if member is None:
             return
-        line.asked = 0
-        number = line.number
+        member.asked = 0
+        number = member.number
         try:
             match frame.op:
                 case None:
-                    self._lose(number, frame.why, ban=isinstance(frame.why, Fault))
-                    self.board.hang_up(number)
+                    self._lose(number, frame.why, ban=isinstance(frame.why, ProtocolFault))
+                    self.membership.disconnect(number)
                 case Op.PONG:
                     pass
                 case Op.WORD:
                     self.ledger.book_message("control", number, up=len(frame.payload))
-                    self._do(line, read_word(frame.payload, "device"))
+                    self._do(member, read_control(frame.payload, "device"))
                 case Op.MODEL:
                     self.ledger.book_message("model", number, up=len(frame.payload))
-                    mean, cycle = read_numbers(frame.payload, self.dense, len(self.backup)), tag_of(frame.payload)[0]
-                    if number in self._holders and self.backed_up < cycle <= self.coordinator.cycle:
+                    mean, cycle = read_chunk(frame.payload, self.dense, len(self.backup)), tag_of(frame.payload)[0]
+                    if number in self._holders and self.backed_up < cycle <= self.planner.cycle:
                         self.backup, self.backed_up = mean, cycle
                 case _:
                     raise PayloadError(f"payload: {frame.op.name} is nothing that a device says to its coordinator")
         except PayloadError as error:
             self._lose(number, str(error), ban=True)
-        except LinkLost as error:
+        except ConnectionLost as error:
             self._lose(number, str(error))
 
-    def _do(self, line: Line, word: Any) -> None:
-        number = line.number
-        match word:
-            case Join():
-                self._register(line, word)
-            case _ if line.peer is None:
+    def _do(self, member: Member, message: Any) -> None:
+        number = member.number
+        match message:
+            case JoinRequest():
+                self._register(member, message)
+            case _ if member.peer is None:
                 raise PayloadError("payload: a device says who it is before anything else")
-            case Ready():
-                self._count(number, word.version)
-                self.step_seconds[number] = word.step_seconds
-                self.there[number] = True
-                self.coordinator.enter(np.array([number]))
+            case DeviceReady():
+                self._count(number, message.version)
+                self.step_seconds[number] = message.step_seconds
+                self.available[number] = True
+                self.planner.enter(np.array([number]))
                 if self.due > 0:  # cycles have begun without it
                     self._tell(number, self._plan(number))
-            case Version():
-                self._count(number, word.version)
-                self.step_seconds[number] = word.step_seconds
-                self._book(number, word.sent, word.received)
-                if word.cycle == self.coordinator.cycle:
+            case CycleReport():
+                self._count(number, message.version)
+                self.step_seconds[number] = message.step_seconds
+                self._book(number, message.sent, message.received)
+                if message.cycle == self.planner.cycle:
                     self._versions.add(number)
-                if word.loss is not None:
-                    self._losses.append(word.loss)
-            case Done() if number in self._ring and (word.cycle, word.attempt) == self._order:
-                self._done[number] = word.digest
-            case Lost() if word.why or (number in self._ring and (word.cycle, word.attempt) == self._order):
-                for other in word.devices:
-                    if 0 <= other < self.board.devices and other != number:
-                        why = word.why or f"it does not answer device {number}"
-                        self._lose(other, why, ban=bool(word.why))
-            case Sent() if word.cycle == self._passing:
+                if message.loss is not None:
+                    self._losses.append(message.loss)
+            case RingDone() if number in self._ring and (message.cycle, message.attempt) == self._order:
+                self._done[number] = message.digest
+            case DevicesLost() if message.why or (
+                number in self._ring and (message.cycle, message.attempt) == self._order
+            ):
+                for other in message.devices:
+                    if 0 <= other < self.membership.devices and other != number:
+                        why = message.why or f"it does not answer device {number}"
+                        self._lose(other, why, ban=bool(message.why))
+            case BroadcastDone() if message.cycle == self._passing:
                 self._passing = 0
-            case Failed():
-                self._lose(number, word.why)
+            case DeviceFailed():
+                self._lose(number, message.why)
             case _:  # of a ring that no longer counts
                 pass
 
-    def _register(self, line: Line, word: Join) -> None:
-        number = line.number
-        line.peer = Peer(number=number, host=line.link.host, port=word.port)
+    def _register(self, member: Member, message: JoinRequest) -> None:
+        number = member.number
+        member.peer = DeviceAddress(number=number, host=member.connection.host, port=message.port)
         if number in self.banned:
             self._refuse(number, f"the coordinator does not let it in: {self.banned[number]}")
             return
-        if word.fingerprint != self.fingerprint:
-            pieces = zip(_COMMON, self.fingerprint.split("-"), word.fingerprint.split("-"), strict=False)
+        if message.fingerprint != self.fingerprint:
+            pieces = zip(_COMMON, self.fingerprint.split("-"), message.fingerprint.split("-"), strict=False)
             what = next((what for what, mine, own in pieces if mine != own), "experiment")
             self._refuse(
                 number, f"its {what} is another one than the coordinator's; give both the same {_COMMON[what]}"
@@ -622,30 +626,30 @@ class Supervisor:
         self._counted[:, number] = 0
         self.lost.pop(number, None)
         known, self._known[number] = self._known[number], False
-        if known and word.version >= self.coordinator.versions[number]:
-            self._count(number, word.version)
+        if known and message.version >= self.planner.versions[number]:
+            self._count(number, message.version)
             self._tell(
                 number,
-                Welcome(cycle=self.coordinator.cycle, version=word.version, warmup=0, rate=1.0, model=False),
+                JoinReply(cycle=self.planner.cycle, version=message.version, warmup=0, rate=1.0, model=False),
             )
-            self.there[number] = True
+            self.available[number] = True
             return
         self.joining[number] = time.monotonic()
 
     def _count(self, number: int, version: int) -> None:
         """Note how far a device has trained."""
-        versions, progress = self.coordinator.versions, self.progress
+        versions, progress = self.planner.versions, self.progress
         if version < versions[number]:
             raise PayloadError("payload: it has trained less than it said before")
         progress.total += int(version - versions[number])
-        progress.step = progress.total // self.board.devices
+        progress.step = progress.total // self.membership.devices
         versions[number] = version
 
     def _book(self, number: int, sent: int, received: int) -> None:
         """Book what a device has exchanged with others since it last said so."""
         more = np.maximum(0, np.array([sent, received]) - self._counted[:, number])
         self._counted[:, number] += more
-        up, down = np.zeros((2, self.board.devices), np.int64)
+        up, down = np.zeros((2, self.membership.devices), np.int64)
         up[number], down[number] = more
         self.ledger.book("model", Traffic(up, down, int(more[0]), 1, int(more[0])))
 
@@ -654,8 +658,8 @@ class Supervisor:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a coordinator needs that takes over."""
         return {
-            "coordinator": self.coordinator.state_dict(),
-            "there": (self.there | self._known).tolist(),
+            "coordinator": self.planner.state_dict(),
+            "there": (self.available | self._known).tolist(),
             "step_seconds": self.step_seconds.tolist(),
             "last": [self.last, self.last_version, self.backed_up, self.syncs],
             "holders": self._holders,
@@ -668,7 +672,7 @@ class Supervisor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over."""
-        self.coordinator.load_state_dict(state["coordinator"])
+        self.planner.load_state_dict(state["coordinator"])
         self._known = np.array(state["there"], bool)
         self.step_seconds = np.array(state["step_seconds"], np.float64)
         self.last, self.last_version, self.backed_up, self.syncs = state["last"]

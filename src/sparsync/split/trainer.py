@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from sparsync.errors import DivergedError, PayloadError, UsageError
 from sparsync.randomness import SHARED, generator, torch_seed
+from sparsync.split.batch import BatchComposition, CutTensors
 from sparsync.split.channel import Channel, message_bytes
-from sparsync.split.costs import Costs, Times
-from sparsync.split.crossing import Crossing, Row
+from sparsync.split.costs import SplitCosts, StepTimes
 from sparsync.split.cut import Cut
-from sparsync.split.half import Half
+from sparsync.split.model_part import ModelPart
 from sparsync.split.schedule import Floats, Ints, Schedule, check, joined
-from sparsync.split.settings import Split
+from sparsync.split.settings import SplitSettings
 from sparsync.system import DELAYS, Profile
 from sparsync.task import Task, counts, total_flops
 from sparsync.wire import HEADER_BYTES, Chain
@@ -34,7 +34,7 @@ Labels = Literal["server", "clients"]
 _START = HEADER_BYTES + 8  # a step's number
 
 
-class Site:
+class SplitTrainer:
     """One model in two halves, all clients with their samples, and what passes between them.
 
     Parameters
@@ -47,7 +47,7 @@ class Site:
         The halves.
     parts : sequence of int64 arrays, (K,)
         Every client's samples.
-    settings : Split
+    settings : SplitSettings
         What all split strategies have in common.
     rows : (int, int)
         How many different bottoms and tops there are: 1 of what is equal everywhere, or one per client.
@@ -68,7 +68,7 @@ class Site:
 
     Attributes
     ----------
-    habits : Habits
+    behaviour : Habits
         What the model does in training mode.
     samples, left : array of int64, (K,)
         What each client holds, and has not yet been asked for in this epoch.
@@ -78,7 +78,7 @@ class Site:
         How long each takes to answer.
     measured : array of float64, (K,)
         What the server has seen of it: a moving mean of weight 0.5; NaN of who has not been asked yet.
-    times : Times
+    times : StepTimes
         Of the current step.
     late : array of int64
         Clients that were asked in it and left out.
@@ -98,7 +98,7 @@ class Site:
         module: nn.Module,
         cut: Cut,
         parts: Sequence[Ints],
-        settings: Split,
+        settings: SplitSettings,
         *,
         rows: tuple[int, int] = (1, 1),
         seed: int = 0,
@@ -120,15 +120,15 @@ class Site:
         check(self.samples, settings.batch_size)
         self.histograms = counts(parts, task.dataset.train.labels.numpy(), task.dataset.classes)
         self.delays = DELAYS.build(settings.delays, len(parts), seed)
-        self.habits = task.habits(module)
-        self.habits.check_batches("client", [int(self.samples.sum())], settings.batch_size)
-        self._check_bottom(pieces=rows[0] > 1 or self.habits.stochastic)
+        self.behaviour = task.behaviour(module)
+        self.behaviour.check_batches("client", [int(self.samples.sum())], settings.batch_size)
+        self._check_bottom(pieces=rows[0] > 1 or self.behaviour.stochastic)
         flops = total_flops(module, task.dataset.shape)
         share = total_flops(cut.bottom, task.dataset.shape) / flops if flops else 0.5
-        self.costs = Costs(profile or Profile(), batch_size, share, len(parts), seed)
+        self.costs = SplitCosts(profile or Profile(), batch_size, share, len(parts), seed)
         self.ledger, self.clock = self.costs.ledger, self.costs.clock
-        self.bottoms = Half(cut.bottom, rows[0], settings.optimizer, self.device, dtype)
-        self.tops = Half(cut.top, rows[1], settings.optimizer, self.device, dtype)
+        self.bottoms = ModelPart(cut.bottom, rows[0], settings.optimizer, self.device, dtype)
+        self.tops = ModelPart(cut.top, rows[1], settings.optimizer, self.device, dtype)
         self.factor = SCHEDULES.build(settings.schedule)
         self.configure(None, None, "server")
         self.apart = False
@@ -137,7 +137,7 @@ class Site:
         self.left = self.samples.copy()
         self.measured = np.full(len(parts), np.nan)
         self._orders: dict[int, Ints] = {}
-        self.times = Times(np.zeros(0), np.zeros(0))
+        self.times = StepTimes(np.zeros(0), np.zeros(0))
         self.deadline = settings.deadline
         self.late = self.everyone[:0]
         self.lost: dict[int, str] = {}
@@ -186,7 +186,7 @@ class Site:
 
     def compose(self, schedule: Schedule) -> Schedule:
         """Return a schedule without batches of one sample, if the model cannot be trained on these."""
-        return schedule if self.habits.lonely is None else joined(schedule, apart=self.apart)
+        return schedule if self.behaviour.lonely is None else joined(schedule, apart=self.apart)
 
     def announce(self, schedule: Schedule) -> Schedule:
         """Every client receives its column: all sizes, or pairs of step and size if that is shorter."""
@@ -225,7 +225,7 @@ class Site:
 
     # One step
 
-    def ask(self, row: Row) -> Row:
+    def ask(self, row: BatchComposition) -> BatchComposition:
         """Ask clients for samples, and return the row without those that will not have computed by the deadline.
 
         They are noted as `late`. If nobody would, the quickest is waited for: in the end every sample is used. So are
@@ -236,26 +236,26 @@ class Site:
         deadline = self.deadline or math.inf
         in_time = seconds <= max(deadline, seconds.min())
         total = int(row.sizes[in_time].sum())
-        if self.habits.lonely is not None and 1 in (total, int(self.left.sum()) - total):  # nor now, nor ever after
+        if self.behaviour.lonely is not None and 1 in (total, int(self.left.sum()) - total):  # nor now, nor ever after
             in_time[:] = True
         chosen = row.only(in_time)
         self.late = row.clients[~in_time]
         waited = seconds[in_time] if in_time.all() else np.maximum(seconds[in_time], deadline)
-        self.times = Times(waited + started[in_time], np.zeros(len(chosen.clients)))
+        self.times = StepTimes(waited + started[in_time], np.zeros(len(chosen.clients)))
         return chosen
 
-    def measure(self, row: Row) -> Floats:
+    def measure(self, row: BatchComposition) -> Floats:
         """Seconds until clients have computed, (n,), which become part of their means."""
         seconds: Floats = self.delays.draw(self.step)[row.clients] + self.costs.forward(row.clients, row.sizes)
         before = self.measured[row.clients]
         self.measured[row.clients] = np.where(np.isnan(before), seconds, (before + seconds) / 2)
         return seconds
 
-    def forward(self, row: Row) -> Crossing:
+    def forward(self, row: BatchComposition) -> CutTensors:
         """Clients run their next samples through their bottoms, and send activations and labels."""
         inputs, labels = self._take(row)
         self.bottoms.grads.zero_()
-        if self.bottoms.rows == 1 and not self.habits.stochastic:
+        if self.bottoms.rows == 1 and not self.behaviour.stochastic:
             outputs = [self.bottoms.bind(0)(inputs)]
         else:
             pieces = zip(row.clients.tolist(), inputs.split_with_sizes(row.sizes.tolist()), strict=True)
@@ -263,9 +263,9 @@ class Site:
         whole = torch.cat([output.detach() for output in outputs])
         arrived, took = self._carry(self.up, whole, row, labels if self.labels == "server" else None)
         self.times.up += took
-        return Crossing(row, outputs, arrived.requires_grad_(), labels)
+        return CutTensors(row, outputs, arrived.requires_grad_(), labels)
 
-    def _take(self, row: Row) -> tuple[Tensor, Tensor]:
+    def _take(self, row: BatchComposition) -> tuple[Tensor, Tensor]:
         """The clients' next samples, by increasing client."""
         indices = [self.next_indices(int(k), int(n)) for k, n in zip(row.clients, row.sizes, strict=True)]
         inputs, labels = self.task.dataset.train.batch(np.concatenate(indices), self.dtype, self.device)
@@ -278,7 +278,7 @@ class Site:
         output: Tensor = self.bottoms.bind(row)(inputs)
         return output
 
-    def top(self, crossing: Crossing, client: int = 0) -> float:
+    def top(self, cut_tensors: CutTensors, client: int = 0) -> float:
         """The server runs what has arrived through its top (or that of a client): loss, and gradients down to the cut.
 
         Raises
@@ -286,23 +286,23 @@ class Site:
         DivergedError
             If the loss is not finite.
         """
-        row = crossing.row
+        row = cut_tensors.row
         self._seed(SHARED, client)
-        outputs = self._run(self.tops.bind(client), crossing.arrived)
+        outputs = self._run(self.tops.bind(client), cut_tensors.arrived)
         self.tops.grads[self.tops.of(client)].zero_()
-        value = self.learn(crossing, outputs)
+        value = self.learn(cut_tensors, outputs)
         self.times.server += self.costs.top(row.total)
         if self.labels == "clients":  # outputs go down, and their gradients up: the loss is the clients' to compute
             each = message_bytes(outputs[0].numel() * outputs.element_size() * row.sizes)
             took = self.costs.down("activation", row.clients, each) + self.costs.up("gradient", row.clients, each)
-            self.times.up[crossing.at] += took
+            self.times.up[cut_tensors.at] += took
             self.ledger.book_paper("activation", 4 * outputs.numel())
             self.ledger.book_paper("gradient", 4 * outputs.numel())
         return value
 
-    def learn(self, crossing: Crossing, outputs: Tensor) -> float:
+    def learn(self, cut_tensors: CutTensors, outputs: Tensor) -> float:
         """Return the mean loss of the top's outputs, whose gradient goes back through the top."""
-        return self._backward(self.task.loss(outputs, crossing.labels))
+        return self._backward(self.task.loss(outputs, cut_tensors.labels))
 
     def _backward(self, loss: Tensor) -> float:
         value = self._finite(loss)
@@ -315,16 +315,16 @@ class Site:
             raise DivergedError(f"step {self.step + 1}: the loss is {value}; lower the learning rate")
         return value
 
-    def backward(self, crossing: Crossing) -> None:
+    def backward(self, cut_tensors: CutTensors) -> None:
         """The activations' gradients go down, and through the bottoms into the gradients of their rows."""
-        row, delta = crossing.row, crossing.arrived.grad
+        row, delta = cut_tensors.row, cut_tensors.arrived.grad
         assert delta is not None  # the top's backward pass has been here
         arrived, took = self._carry(self.down, delta, row, None)
         self.times.back += took + self.costs.backward(row.clients, row.sizes)
-        pieces = arrived.split_with_sizes([len(output) for output in crossing.outputs])
-        torch.autograd.backward(crossing.outputs, list(pieces))
+        pieces = arrived.split_with_sizes([len(output) for output in cut_tensors.outputs])
+        torch.autograd.backward(cut_tensors.outputs, list(pieces))
 
-    def share_gradient(self, row: Row) -> None:
+    def share_gradient(self, row: BatchComposition) -> None:
         """The bottoms' gradients go up, and their plain sum, by increasing client, down to all clients."""
         self.collect(row)
         size = message_bytes(self.bottoms.numel * self.bottoms.grads.element_size())
@@ -332,7 +332,7 @@ class Site:
         self.times.down += float(self.costs.down("gradient", self.everyone, size).max(initial=0.0))
         self.ledger.book_paper("gradient", 4 * (len(row.clients) + len(self.everyone)) * self.bottoms.numel)
 
-    def collect(self, row: Row) -> None:
+    def collect(self, row: BatchComposition) -> None:
         """The sum of the bottoms' gradients becomes that of all; one bottom that stands for all has it already."""
         grads = self.bottoms.grads
         if self.bottoms.rows > 1:
@@ -361,7 +361,7 @@ class Site:
         """The clients' samples; none of who is lost."""
         return torch.from_numpy(np.where(np.isin(np.arange(self.clients), self.everyone), self.samples, 0))
 
-    def train(self, row: Row) -> float:
+    def train(self, row: BatchComposition) -> float:
         """Take a step on the samples of a row in one place: nothing is cut, and nothing sent.
 
         Raises
@@ -376,7 +376,7 @@ class Site:
         value = self._backward(self.task.loss(self._run(self.whole(), inputs), labels))
         self.update()
         self.late = row.clients[:0]
-        self.times = Times(np.zeros(0), np.zeros(0), server=self.costs.whole(row.total))
+        self.times = StepTimes(np.zeros(0), np.zeros(0), server=self.costs.whole(row.total))
         return value
 
     # Of several of these
@@ -389,7 +389,7 @@ class Site:
         UsageError
             If so.
         """
-        if pieces and self.habits.lonely is not None:
+        if pieces and self.behaviour.lonely is not None:
             why = self.task.lonely(self.cut.bottom)
             if why is not None:
                 raise UsageError(
@@ -397,7 +397,9 @@ class Site:
                     "to a batch; cut the model before that layer"
                 )
 
-    def _carry(self, channel: Channel, x: Tensor, row: Row, labels: Tensor | None) -> tuple[Tensor, Floats]:
+    def _carry(
+        self, channel: Channel, x: Tensor, row: BatchComposition, labels: Tensor | None
+    ) -> tuple[Tensor, Floats]:
         """Send every client's share of `x` up or down; return what arrives, and the seconds of each, (n,)."""
 
         def rng(i: int) -> np.random.Generator:
@@ -430,7 +432,7 @@ class Site:
     def training(self) -> Iterator[None]:
         """Training mode; whatever dropout draws meanwhile, the global generator is put back."""
         self.module.train()
-        before = self._generator.get_state() if self.habits.stochastic else None
+        before = self._generator.get_state() if self.behaviour.stochastic else None
         try:
             yield
         finally:
@@ -439,7 +441,7 @@ class Site:
 
     def _seed(self, client: int, *served: int) -> None:
         """Dropout draws from a stream of the client (or the server and whom it serves) and the step."""
-        if self.habits.stochastic:
+        if self.behaviour.stochastic:
             self._generator.manual_seed(torch_seed(self.seed, "forward", client, self.step, *served))
 
     @property

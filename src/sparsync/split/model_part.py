@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsync.workers import OPTIMIZERS, Arena
-from sparsync.workers.layout import Seat
+from sparsync.workers.layout import BoundModule
 
 
-class Half:
-    """Bottom or top: its rows, the seat in which they take turns, and their optimiser.
+class ModelPart:
+    """Bottom or top: its rows, the bound module in which they take turns, and their optimiser.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class Half:
 
     def __init__(self, module: nn.Module, rows: int, optimizer: str, device: torch.device, dtype: torch.dtype) -> None:
         self.arena = Arena(module, rows, device, dtype)
-        self.seat = Seat(module, self.arena)
+        self.bound = BoundModule(module, self.arena)
         self.rows = rows
         self.grads = self.arena.grads
         self._held = [(self.arena.parameters(i), self.arena.row_buffers(i)) for i in range(rows)]
@@ -49,11 +49,11 @@ class Half:
 
     def bind(self, row: int) -> nn.Module:
         """Seat a client's half, and return the module."""
-        return self.seat.bind(*self._held[self.of(row)])
+        return self.bound.bind(*self._held[self.of(row)])
 
     def step(self, factor: float, rows: Iterable[int] | None = None) -> None:
         """One optimiser step of some rows, or of all, with their gradients; the backward passes are over."""
-        self.seat.settle()
+        self.bound.settle()
         stepping = set(range(self.rows) if rows is None else map(self.of, rows))
         begun = {i for i in stepping if self.optimizer.state.get(self._flat[i])}
         self.optimizer.param_groups[0]["lr"] = self._rate * factor

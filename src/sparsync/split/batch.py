@@ -11,12 +11,12 @@ from sparsync.errors import SparsyncError
 from sparsync.split.schedule import Ints
 
 
-class Unanswered(SparsyncError):
+class NoClientAnswered(SparsyncError):
     """None of the clients of a row has answered; others are left."""
 
 
 @dataclass(frozen=True)
-class Row:
+class BatchComposition:
     """Who contributes how many samples to one global batch.
 
     Attributes
@@ -33,18 +33,18 @@ class Row:
         """B_t, samples in the batch."""
         return int(self.sizes.sum())
 
-    def only(self, chosen: Any) -> Row:
+    def only(self, chosen: Any) -> BatchComposition:
         """Return the row without those clients that an index or a mask does not choose."""
-        return Row(self.clients[chosen], self.sizes[chosen])
+        return BatchComposition(self.clients[chosen], self.sizes[chosen])
 
 
 @dataclass
-class Crossing:
+class CutTensors:
     """What is at the cut during one step.
 
     Attributes
     ----------
-    row : Row
+    row : BatchComposition
         Whose samples.
     outputs : list of Tensor
         Activations where they were computed, with their graph: one for all clients, or one each.
@@ -56,14 +56,14 @@ class Crossing:
         Where the row's clients are among those of the step.
     """
 
-    row: Row
+    row: BatchComposition
     outputs: list[Tensor]
     arrived: Tensor
     labels: Tensor
     at: slice = field(default_factory=lambda: slice(None))
 
-    def of(self, i: int) -> Crossing:
+    def of(self, i: int) -> CutTensors:
         """Return what is the i-th client's; gradients reach the whole."""
         start = int(self.row.sizes[:i].sum())
         own = slice(start, start + int(self.row.sizes[i]))
-        return Crossing(self.row.only([i]), self.outputs, self.arrived[own], self.labels[own], slice(i, i + 1))
+        return CutTensors(self.row.only([i]), self.outputs, self.arrived[own], self.labels[own], slice(i, i + 1))

@@ -12,7 +12,7 @@ from sparsync.errors import PayloadError
 from sparsync.wire import HEADER_BYTES, Dense, pack, unpack
 from sparsync.wire.parcel import RAW
 
-LONGEST_WORD = 1 << 20
+LONGEST_CONTROL = 1 << 20
 """Bytes of a message other than a model that anybody accepts."""
 LAST_STEP = 2**32 - 1
 """Step of a whole model, beyond those of any ring."""
@@ -27,7 +27,7 @@ Time = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 StepTime = Annotated[float, Field(ge=SHORTEST_STEP, le=LONGEST_STEP)]
 
 
-class Word(BaseModel):
+class ControlMessage(BaseModel):
     """A message that is not a model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -37,7 +37,7 @@ class Word(BaseModel):
         return pack(RAW, self.model_dump_json().encode())
 
 
-class Peer(Word):
+class DeviceAddress(ControlMessage):
     """A device, and where it listens."""
 
     number: Count
@@ -45,28 +45,28 @@ class Peer(Word):
     port: Annotated[int, Field(ge=1, le=65535)]
 
 
-class Join(Word):
+class JoinRequest(ControlMessage):
     """Device: it is here, and listens at `port`; it has trained `version` steps, and merged the mean of a cycle."""
 
-    say: Literal["join"] = "join"
+    kind: Literal["join"] = "join"
     port: Annotated[int, Field(ge=1, le=65535)]
     fingerprint: Annotated[str, Field(max_length=64)]
     version: Count
     merged: Count
 
 
-class Ready(Word):
+class DeviceReady(ControlMessage):
     """Device: it has warmed up, and a local step takes it so long."""
 
-    say: Literal["ready"] = "ready"
+    kind: Literal["ready"] = "ready"
     version: Count
     step_seconds: StepTime
 
 
-class Version(Word):
+class CycleReport(ControlMessage):
     """Device: how far it is at the end of a cycle, and what it has sent to other devices since it began."""
 
-    say: Literal["version"] = "version"
+    kind: Literal["version"] = "version"
     cycle: Count
     version: Count
     step_seconds: StepTime
@@ -75,43 +75,43 @@ class Version(Word):
     loss: Annotated[float, Field(allow_inf_nan=False)] | None
 
 
-class Done(Word):
+class RingDone(ControlMessage):
     """Device: it holds the ring's mean, of which this is the digest."""
 
-    say: Literal["done"] = "done"
+    kind: Literal["done"] = "done"
     cycle: Count
     attempt: Count
     digest: Annotated[str, Field(max_length=64)]
 
 
-class Lost(Word):
+class DevicesLost(ControlMessage):
     """Device: others who do not answer, or (`why`) send what cannot be used."""
 
-    say: Literal["lost"] = "lost"
+    kind: Literal["lost"] = "lost"
     cycle: Count
     attempt: Count
     devices: Annotated[list[Count], Field(max_length=10_000)]
     why: Annotated[str, Field(max_length=300)] | None = None
 
 
-class Sent(Word):
+class BroadcastDone(ControlMessage):
     """Device: it has passed a cycle's mean on to everyone."""
 
-    say: Literal["sent"] = "sent"
+    kind: Literal["sent"] = "sent"
     cycle: Count
 
 
-class Failed(Word):
+class DeviceFailed(ControlMessage):
     """Device: it cannot go on."""
 
-    say: Literal["failed"] = "failed"
+    kind: Literal["failed"] = "failed"
     why: Annotated[str, Field(max_length=300)]
 
 
-class Welcome(Word):
+class JoinReply(ControlMessage):
     """Coordinator: begin, with the model that follows, or go on with your own (`model` false)."""
 
-    say: Literal["welcome"] = "welcome"
+    kind: Literal["welcome"] = "welcome"
     cycle: Count
     version: Count
     warmup: Count
@@ -119,16 +119,16 @@ class Welcome(Word):
     model: bool
 
 
-class Plan(Word):
+class CycleStart(ControlMessage):
     """Coordinator: so many local steps until the cycle's end, at least; a device that is capped then waits."""
 
-    say: Literal["plan"] = "plan"
+    kind: Literal["plan"] = "plan"
     cycle: Count
     steps: Count
     capped: bool
 
 
-class Sync(Word):
+class RingStart(ControlMessage):
     """Coordinator: the cycle is over, and these average; one of them tells the others.
 
     Attributes
@@ -143,13 +143,13 @@ class Sync(Word):
         Seconds to wait for the previous member before it is asked whether it lives.
     """
 
-    say: Literal["sync"] = "sync"
+    kind: Literal["sync"] = "sync"
     cycle: Count
     attempt: Count
-    ring: Annotated[list[Peer], Field(min_length=1)]
+    ring: Annotated[list[DeviceAddress], Field(min_length=1)]
     place: Count
     broadcaster: Count
-    others: list[Peer]
+    others: list[DeviceAddress]
     shares: list[Annotated[float, Field(gt=0, le=1)]] | None
     wait: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -159,52 +159,54 @@ class Sync(Word):
         return self.cycle, self.attempt
 
 
-class Next(Word):
+class SkipRing(ControlMessage):
     """Coordinator: the cycle is over, and you go on."""
 
-    say: Literal["next"] = "next"
+    kind: Literal["next"] = "next"
     cycle: Count
 
 
-class Commit(Word):
+class RingCommit(ControlMessage):
     """Coordinator: everyone in the ring holds the same mean; adopt it, and pass this on round the ring."""
 
-    say: Literal["commit"] = "commit"
+    kind: Literal["commit"] = "commit"
     cycle: Count
     attempt: Count
 
 
-class Broadcast(Word):
+class BroadcastMean(ControlMessage):
     """Coordinator: tell the others the mean of a cycle, since who should have is gone."""
 
-    say: Literal["broadcast"] = "broadcast"
+    kind: Literal["broadcast"] = "broadcast"
     cycle: Count
 
 
-class Backup(Word):
+class BackupRequest(ControlMessage):
     """Coordinator: send me the last mean."""
 
-    say: Literal["backup"] = "backup"
+    kind: Literal["backup"] = "backup"
     cycle: Count
 
 
-class Stop(Word):
+class EndTraining(ControlMessage):
     """Coordinator: training is over; or you are of no use any more (`why`)."""
 
-    say: Literal["stop"] = "stop"
+    kind: Literal["stop"] = "stop"
     why: Annotated[str, Field(max_length=300)] | None = None
 
 
-FromDevice = Join | Ready | Version | Done | Lost | Sent | Failed
-FromCoordinator = Welcome | Plan | Sync | Next | Commit | Broadcast | Backup | Stop
+FromDevice = JoinRequest | DeviceReady | CycleReport | RingDone | DevicesLost | BroadcastDone | DeviceFailed
+FromCoordinator = (
+    JoinReply | CycleStart | RingStart | SkipRing | RingCommit | BroadcastMean | BackupRequest | EndTraining
+)
 
 _READ: dict[str, TypeAdapter[Any]] = {
-    "device": TypeAdapter(Annotated[FromDevice, Field(discriminator="say")]),
-    "coordinator": TypeAdapter(Annotated[FromCoordinator, Field(discriminator="say")]),
+    "device": TypeAdapter(Annotated[FromDevice, Field(discriminator="kind")]),
+    "coordinator": TypeAdapter(Annotated[FromCoordinator, Field(discriminator="kind")]),
 }
 
 
-def read_word(payload: bytes, sender: Literal["device", "coordinator"]) -> Any:
+def read_control(payload: bytes, sender: Literal["device", "coordinator"]) -> Any:
     """Check what somebody says.
 
     Raises
@@ -213,14 +215,14 @@ def read_word(payload: bytes, sender: Literal["device", "coordinator"]) -> Any:
         If it is damaged, or nothing that one can say.
     """
     try:
-        return _READ[sender].validate_json(bytes(unpack(payload, RAW, LONGEST_WORD)))
+        return _READ[sender].validate_json(bytes(unpack(payload, RAW, LONGEST_CONTROL)))
     except ValidationError as error:
         wrong = error.errors()[0]
         where = ".".join(map(str, wrong["loc"])) or "message"
-        raise PayloadError(f"payload: no word of a {sender} ({where}: {wrong['msg']})") from None
+        raise PayloadError(f"payload: no message of a {sender} ({where}: {wrong['msg']})") from None
 
 
-class Numbers(NamedTuple):
+class ModelChunk(NamedTuple):
     """A model, or a piece of one: of which cycle, attempt and step of the ring."""
 
     tag: tuple[int, int, int]
@@ -232,7 +234,7 @@ class Numbers(NamedTuple):
 
 
 def tag_of(payload: bytes) -> tuple[int, int, int]:
-    """Whose payload a `Numbers` is, before it is checked.
+    """Whose payload a `ModelChunk` is, before it is checked.
 
     Raises
     ------
@@ -245,7 +247,7 @@ def tag_of(payload: bytes) -> tuple[int, int, int]:
     return cycle, attempt, step
 
 
-def read_numbers(payload: bytes, dense: Dense, numel: int) -> Tensor:
+def read_chunk(payload: bytes, dense: Dense, numel: int) -> Tensor:
     """Check a model, or a piece of one, (numel,).
 
     Raises
@@ -260,6 +262,6 @@ def read_numbers(payload: bytes, dense: Dense, numel: int) -> Tensor:
     return values
 
 
-def numbers_limit(dense: Dense, numel: int) -> int:
+def chunk_limit(dense: Dense, numel: int) -> int:
     """Bytes of the largest body that carries so many numbers, or any word."""
-    return max(LONGEST_WORD, _TAG.size + dense.body_bytes(numel))
+    return max(LONGEST_CONTROL, _TAG.size + dense.body_bytes(numel))

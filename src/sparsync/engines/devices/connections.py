@@ -7,8 +7,8 @@ import socket
 import threading
 import time
 
-from sparsync.engines.devices.words import Peer
-from sparsync.engines.links import Frame, Gate, Link, LinkLost, Op, knock
+from sparsync.engines.devices.messages import DeviceAddress
+from sparsync.engines.links import Connection, ConnectionLost, Frame, Listener, Op, connect
 
 COORDINATOR = -1
 """The coordinator's number among those from whom frames arrive."""
@@ -17,7 +17,7 @@ _AGAIN = 1.0  # seconds between two attempts to reach it
 _COUNTED = (Op.CHUNK, Op.MODEL)
 
 
-class Post:
+class DeviceConnections:
     """Connections to the coordinator and to other devices.
 
     Parameters
@@ -47,17 +47,17 @@ class Post:
         self.number, self.token, self.limit, self.patience = number, token, limit, patience
         self._coordinator = coordinator
         self.inbox: queue.Queue[Frame] = queue.Queue()
-        self.control: Link | None = None
+        self.control: Connection | None = None
         self._called = False
         self._closed = threading.Event()
-        self._lines: dict[Peer, Link] = {}
+        self._lines: dict[DeviceAddress, Connection] = {}
         self._lock = threading.Lock()
         self.sent = self.received = 0
-        self._gate = Gate(token, self._welcome)
+        self._gate = Listener(token, self._welcome)
         self.port = self._gate.port
 
     def _welcome(self, sock: socket.socket, other: int) -> None:
-        Link(sock, other, self.limit, self.inbox, self.patience)
+        Connection(sock, other, self.limit, self.inbox, self.patience)
 
     def call_again(self) -> None:
         """Connect to the coordinator, however long that takes, in the background; a frame of ``HELLO`` says when."""
@@ -71,10 +71,10 @@ class Post:
             self._closed.wait(_AGAIN)  # it may hang up at once on whom it has no use for
         while not self._closed.is_set():
             try:
-                self.control = knock(
+                self.control = connect(
                     host, port, self.token, self.number, self.inbox, self.patience, whose=COORDINATOR, limit=self.limit
                 )
-            except LinkLost:
+            except ConnectionLost:
                 self._closed.wait(_AGAIN)
                 continue
             self.inbox.put(Frame(COORDINATOR, Op.HELLO, b""))
@@ -86,15 +86,15 @@ class Post:
         if control is not None:
             try:
                 control.send(op, payload)
-            except LinkLost:
+            except ConnectionLost:
                 control.close()
 
-    def send(self, peer: Peer, op: Op, payload: bytes = b"") -> bool:
+    def send(self, peer: DeviceAddress, op: Op, payload: bytes = b"") -> bool:
         """Send another device something. Return whether that was possible; it may be dead nevertheless."""
         for _ in range(2):  # it may have hung up since the last time
             try:
                 self._line(peer).send(op, payload)
-            except LinkLost:
+            except ConnectionLost:
                 self._drop(peer)
             else:
                 if op in _COUNTED:
@@ -103,11 +103,11 @@ class Post:
                 return True
         return False
 
-    def _line(self, peer: Peer) -> Link:
+    def _line(self, peer: DeviceAddress) -> Connection:
         with self._lock:
             line = self._lines.get(peer)
         if line is None:
-            line = knock(
+            line = connect(
                 peer.host,
                 peer.port,
                 self.token,
@@ -121,7 +121,7 @@ class Post:
                 self._lines[peer] = line
         return line
 
-    def _drop(self, peer: Peer) -> None:
+    def _drop(self, peer: DeviceAddress) -> None:
         with self._lock:
             line = self._lines.pop(peer, None)
         if line is not None:

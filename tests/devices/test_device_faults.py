@@ -1,4 +1,4 @@
-"""What becomes of HADFL on real machines when processes die, hang, lie or return: hadfl.md 4.8, line by line."""
+"""What becomes of HADFL when processes die, hang, lie or return: docs/methods/hadfl.md 4.8, line by line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Costs by formula: feddip.md 4, the authors' count, and the table of operations in sparsyfed.md 6."""
+"""Costs by formula: the authors' count, docs/methods/feddip.md 4, and operations, docs/methods/sparsyfed.md 6."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FDA-Opt: the do-while of local epochs, its controller by hand, and FedOpt as its limit."""
+"""FDA-Opt, its controller by hand and FedOpt as its limit: docs/methods/fda.md 5, properties 16 and 17."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FedDIP and DPF: feddip.md 7, properties 4 to 13, its byte counts, and sparse-baselines.md B11."""
+"""FedDIP and DPF: docs/methods/feddip.md, properties 3 to 13, and docs/methods/sparse-baselines.md B11."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class TestRound:
                 assert "delta" not in exchange.journal
                 continue
             k = M - round(ramp(round_) * M)
-            if on == "masked" and init == "erk":  # F14: the first mask has fewer
+            if on == "masked" and init == "erk":  # docs/methods/feddip.md F14: the first mask has fewer
                 k = min(k, int(before.sum()))
             assert int(mask.sum()) == k
             assert exchange.journal["returned"] == int((mask & ~before).sum())
@@ -321,14 +321,14 @@ class TestBytes:
                 assert ("off_mask" in exchange.notes[number]) == dense
 
     def test_bytes_of_the_paper_s_resnet(self):
-        """ResNet-18 on CIFAR-100 at sparsity 0.9: feddip.md 4."""
+        """ResNet-18 on CIFAR-100 at sparsity 0.9: docs/methods/feddip.md 4."""
         dataset = pictures(100, 100, (3, 32, 32))
         config = DPF(mask_init="none")
         made = Small(config, model="resnet18", dataset=dataset, shares=(50, 50), rounds=1000)
         vector, view, m, k, r = made.server.vector, made.view, 11_038_400, 1_103_840, 191_332
         assert (vector.d, view.numel, vector.d + vector.b - view.numel) == (11_220_132, m, r)
         assert m - round(0.9 * m) == k
-        assert round(100 * 0.9 * m / vector.d, 2) == 88.54  # F12
+        assert round(100 * 0.9 * m / vector.d, 2) == 88.54  # docs/methods/feddip.md F12
         mask = torch.zeros(m, dtype=torch.bool)
         mask[torch.from_numpy(np.random.default_rng(0).choice(m, k, replace=False))] = True
         made.state.mask = mask

@@ -1,4 +1,4 @@
-"""FedDST: sparse-baselines.md 2.4, B4 and B8."""
+"""FedDST: docs/methods/sparse-baselines.md 2.4, B4 and B8."""
 
 from __future__ import annotations
 

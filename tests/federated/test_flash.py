@@ -1,4 +1,4 @@
-"""FLASH as re-implemented: sparse-baselines.md 2.3 and B7."""
+"""FLASH as re-implemented: docs/methods/sparse-baselines.md 2.3 and B7."""
 
 from __future__ import annotations
 

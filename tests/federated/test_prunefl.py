@@ -1,4 +1,4 @@
-"""PruneFL after the port: sparse-baselines.md 2.5 and B9."""
+"""PruneFL after the port: docs/methods/sparse-baselines.md 2.5 and B9."""
 
 from __future__ import annotations
 

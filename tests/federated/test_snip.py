@@ -1,4 +1,4 @@
-"""SNIP: sparse-baselines.md 2.6 and B10."""
+"""SNIP: docs/methods/sparse-baselines.md 2.6 and B10."""
 
 from __future__ import annotations
 

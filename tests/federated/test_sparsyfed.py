@@ -1,4 +1,4 @@
-"""SparsyFed: sparsyfed.md P3 to P12, in whole rounds. P1, P2, P6 and P7 are tests/sparsity's, in single layers."""
+"""SparsyFed in whole rounds: docs/methods/sparsyfed.md P3 to P6 and P8 to P12. Single layers are tests/sparsity's."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_p12_a_frozen_support_costs_one_bit_per_received_entry_at_most():
 
 
 def test_p12_bytes_of_the_paper_s_resnet():
-    """ResNet-18 on CIFAR-10 at sparsity 0.95: sparsyfed.md 5 and 6."""
+    """ResNet-18 on CIFAR-10 at sparsity 0.95: docs/methods/sparsyfed.md 5 and 6."""
     dataset = pictures(10, 10, (3, 32, 32))
     made = Small(SparsyFed(activation_pruning=False), model="resnet18", dataset=dataset, shares=(5, 5))
     vector, view, m = made.server.vector, made.view, 11_164_352

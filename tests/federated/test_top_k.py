@@ -1,4 +1,4 @@
-"""Top-K: sparse-baselines.md B4, B5 and B12 for uploads whose support is what they hold, and what a user sees of it."""
+"""Top-K: docs/methods/sparse-baselines.md B4, B5 and B12, where supports are what uploads hold."""
 
 from __future__ import annotations
 

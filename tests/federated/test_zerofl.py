@@ -1,4 +1,4 @@
-"""ZeroFL as re-implemented: sparse-baselines.md 2.2 and B6."""
+"""ZeroFL as re-implemented: docs/methods/sparse-baselines.md 2.2 and B6."""
 
 from __future__ import annotations
 

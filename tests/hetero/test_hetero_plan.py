@@ -1,4 +1,4 @@
-"""The hyperperiod and the work of each device of HADFL, and its ideal throughput."""
+"""The hyperperiod and the work of each device of HADFL: docs/methods/hadfl.md 4.1, 6, properties 1 and 11."""
 
 from __future__ import annotations
 

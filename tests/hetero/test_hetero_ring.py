@@ -1,4 +1,4 @@
-"""The ring of HADFL. The oracle passes real messages from member to member."""
+"""The ring of HADFL: docs/methods/hadfl.md 4.6, properties 5 and 7. The oracle passes real messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who averages in HADFL. Seeds are fixed: what passes once passes always."""
+"""Who averages in HADFL: docs/methods/hadfl.md 4.5, property 4. Seeds are fixed: what passes once passes always."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predicted versions, for HADFL."""
+"""Predicted versions, for HADFL: docs/methods/hadfl.md 4.4 and property 3."""
 
 from __future__ import annotations
 

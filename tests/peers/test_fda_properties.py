@@ -1,4 +1,4 @@
-"""FDA against its specification: the checkable properties of shared/methods/fda.md, section 11, and its traps."""
+"""FDA against its specification: the properties of docs/methods/fda.md 11, and the traps of its section 10."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_identity_by_hand_on_two_workers_and_three_parameters(make_fleet: MakeFl
     moves = torch.tensor([[6.0, 0.0, 8.0], [0.0, 0.0, 0.0]])
     assert squared_norms(moves).tolist() == [100, 0]
     for monitor, h in (("naive", 50.0), ("exact", 25.0)):
-        for threshold, syncs in ((math.nextafter(h, 0), [1]), (h, [])):  # trap 2: strict
+        for threshold, syncs in ((math.nextafter(h, 0), [1]), (h, [])):  # docs/methods/fda.md, trap 2: strict
             fleet = make_fleet(2, 3)
             state = FDA(threshold=threshold, monitor=monitor).start(fleet)
             fleet.journal = []
@@ -270,7 +270,7 @@ def test_property_08_threshold_inf_is_independent_training(
 @pytest.mark.parametrize("monitor", MONITORS)
 @pytest.mark.parametrize("threshold", [0.0, 1e-9, 1.0])
 def test_property_09_one_worker_never_syncs(monitor: str, threshold: float, make_run: MakeRun, train: Train) -> None:
-    """Also trap 4: naive, linear and sketch have H > 0 there, and would fire for nothing."""
+    """Also docs/methods/fda.md, trap 4: naive, linear and sketch have H > 0 there, and would fire for nothing."""
     one = make_run(FDA(threshold=threshold, monitor=monitor), 1)
     train(one, 10)
     assert one.fleet.syncs == 0
@@ -309,7 +309,7 @@ def test_property_10_right_after_a_sync(monitor: str, policy: Any, make_run: Mak
         state.exchange(fleet)
         assert fleet.syncs == before + 1
         assert torch.equal(fleet.params, state.anchor.expand_as(fleet.params))  # u_k = 0, bit by bit
-        assert state.anchor.untyped_storage().data_ptr() != fleet.params.untyped_storage().data_ptr()  # trap 7
+        assert state.anchor.untyped_storage().data_ptr() != fleet.params.untyped_storage().data_ptr()  # by value
         assert variance(fleet.params) == 0.0
         for one, two in zip(optimizers, made.training.state_dict()["optimizers"], strict=True):
             assert one.keys() == two.keys() == {"step", "exp_avg", "exp_avg_sq"}
@@ -461,7 +461,7 @@ def test_property_13_worked_example(
     make_fleet: MakeFleet,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Section 6: d = 100,000, K = 8, T = 1000. A sync of step T is on the wire, and not in the authors' count."""
+    """docs/methods/fda.md 6: d = 100,000, K = 8, T = 1000. A sync of step T is on the wire only."""
     fleet = make_fleet(8, 100_000)
     # What a sketch holds is tested elsewhere; here only its size matters, and a thousand real ones take long.
     monkeypatch.setattr(Sketch, "__call__", lambda self, v: torch.zeros(len(v), self.depth, self.width))
@@ -498,7 +498,7 @@ def test_property_13_on_a_star(make_fleet: MakeFleet, drive: Drive) -> None:
 
 @pytest.mark.parametrize("monitor", MONITORS)
 def test_property_13_state_on_the_ring(monitor: str, make_fleet: MakeFleet, drive: Drive) -> None:
-    """Section 3: s = 4, 8, 5004 and 4d + 4 bytes; each ring worker sends 2 (K-1)/K of it.
+    """docs/methods/fda.md 3: s = 4, 8, 5004 and 4d + 4 bytes; each ring worker sends 2 (K-1)/K of it.
 
     Exact, the measure of the others, really sends its d numbers in float64.
     """
@@ -510,7 +510,7 @@ def test_property_13_state_on_the_ring(monitor: str, make_fleet: MakeFleet, driv
 
 
 def test_property_14_least_squares_through_the_origin() -> None:
-    """Section 7; the rounded constants stand in FDA's docstring."""
+    """docs/methods/fda.md 7; the rounded constants stand in FDA's docstring."""
     d = np.array([61_706, 2_592_202, 6_964_106, 18_112_148], float)
     chosen = {"4.911e-5": (5, 100, 325, 900), "3.887e-5": (1.5, 50, 300, 700), "2.740e-5": (0.5, 20, 200, 500)}
     for slope, thresholds in chosen.items():
@@ -830,7 +830,7 @@ def grow(fleet: Fleet, state: Any, law: Callable[[int, int], float], rounds: int
 def test_cadence_has_its_fixed_point_where_variance_grows_linearly(
     cadence: int, monitor: str, make_fleet: MakeFleet
 ) -> None:
-    """Section 13.2: Theta = V(tau) after the first round; Var = 3 t then exceeds it, strictly, at tau + 1, for ever."""
+    """docs/methods/fda.md 13.2: Theta = V(tau) at first; Var = 3 t then exceeds it, strictly, at tau + 1, for ever."""
     fleet = make_fleet(2, 1, torch.float64)
     rounds = grow(fleet, FDA(cadence=cadence, monitor=monitor).start(fleet), lambda number, t: 3.0 * t, 12)
     assert rounds[0] == (cadence, pytest.approx(3.0 * cadence))
@@ -887,7 +887,7 @@ def test_cadence_survives_equal_models(make_fleet: MakeFleet) -> None:
 
 
 def test_cadence_books_one_float32_per_worker_and_average(make_fleet: MakeFleet) -> None:
-    """Section 13.2: "V costs 4 bytes per worker", in both views (13.5: booked as state)."""
+    """docs/methods/fda.md 13.2: V is one more number per worker and average, booked as state, in both views."""
     fleet = make_fleet(2, 1)
     grow(fleet, FDA(cadence=3, monitor="naive").start(fleet), lambda number, t: float(t), 1)  # calibration: no check
     assert fleet.ledger.moved["state"] == 2 * 1 * 4

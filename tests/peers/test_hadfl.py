@@ -1,4 +1,4 @@
-"""HADFL in simulation: the checkable properties of hadfl.md, section 10, its traps, and the baseline."""
+"""HADFL in simulation: the properties of docs/methods/hadfl.md 10, the traps of its section 9, and the baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activation pruning: sparsyfed.md P6 and P7, against gradients computed from their definition."""
+"""Activation pruning: docs/methods/sparsyfed.md P6 and P7, against gradients computed from their definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ERK: the vectors of feddip.md 2.1, its property 1; random masks."""
+"""ERK: the vectors of docs/methods/feddip.md 2.1 and property 1; random masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact and deterministic selection (B1, P5), and counts on supports."""
+"""Exact selection: docs/methods/sparse-baselines.md B1, docs/methods/sparsyfed.md P5; and counts on supports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Power re-parametrisation: sparsyfed.md P1, P2, P3, and its trap T15."""
+"""Power re-parametrisation: docs/methods/sparsyfed.md P1, P2, P3 and T15."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values of feddip.md 2.2 and 2.4 (properties 2 and 3), and FedDST's cosine."""
+"""The values of docs/methods/feddip.md 2.2 and 2.4 (properties 2 and 3), and FedDST's cosine."""
 
 from __future__ import annotations
 

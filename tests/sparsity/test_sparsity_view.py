@@ -1,4 +1,4 @@
-"""What is prunable, and where it lies: sparse-baselines.md, B2, and the counts of both methods."""
+"""What is prunable, and where it lies: docs/methods/sparse-baselines.md B2, and the counts of both methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FLS and FPLS: psl.md 5.1, 5.2, property 9 and trap 7."""
+"""FLS and FPLS: docs/methods/psl.md 5.1, 5.2, property 9 and trap 7."""
 
 from __future__ import annotations
 

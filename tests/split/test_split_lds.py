@@ -1,4 +1,4 @@
-"""LDS: the prior's identity, EM's closed forms and guards, the pseudo-code as oracle, limits, a straggler's cost."""
+"""LDS, its pseudo-code as oracle, its limits, and a straggler's cost: docs/methods/psl.md 5.4, properties 10 to 12."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_prior_by_hand():
 
 def test_a_single_outlier_among_16():
     ratio = lds_prior([100] * 16, strength=0.5, delays=[1] * 15 + [10]) / lds_prior([100] * 16)
-    assert ratio[-1] == pytest.approx(math.exp(0.5 * math.sqrt(15)))  # trap 9
+    assert ratio[-1] == pytest.approx(math.exp(0.5 * math.sqrt(15)))  # docs/methods/psl.md, trap 9
     assert (ratio[:-1] < 1).all()
 
 
@@ -169,7 +169,7 @@ def test_guards():
 
 
 def pseudo_code(counts, batch_size, source, histograms, exact_limit=False, **options):
-    """Draw one schedule as 5.4 of psl.md reads, row by row or one by one."""
+    """Draw one schedule as docs/methods/psl.md 5.4 reads, row by row or one by one."""
     histograms, held = np.asarray(histograms), np.asarray(counts)
     alpha = lds_prior(held, **options)
     labels = source.multivariate_hypergeometric(histograms.sum(axis=0), min(1000, held.sum() // 2))

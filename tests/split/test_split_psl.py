@@ -1,4 +1,4 @@
-"""Parallel split learning is SGD on the pooled batch: psl.md 10, properties 1 and 5 to 7, and its traffic, 4.2."""
+"""Parallel split learning is SGD on the pooled batch: docs/methods/psl.md 4.2, properties 1 and 5 to 7."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_history_tells_how_far_each_batch_is_from_the_whole(make_split):
 
 
 def test_a_step_of_the_authors_resnet_in_the_paper_view(make_split):
-    """psl.md 3 and 4.2; only the bottom computes, on three samples."""
+    """docs/methods/psl.md 3 and 4.2; only the bottom computes, on three samples."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (9, 3, 32, 32)).astype(np.uint8)
     task = Task(from_arrays(x, np.arange(9), x, np.arange(9), classes=10), "resnet18")

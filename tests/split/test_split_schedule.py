@@ -1,4 +1,4 @@
-"""What all samplers share, and the contract that every sampler keeps: psl.md 10, property 1, and traps 6 and 11."""
+"""What all samplers share, and the contract that each keeps: docs/methods/psl.md 5, property 1, and traps 6 and 11."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_single_client_contributes_whole_batches(sampler, batch_size):
     ],
 )
 def test_mistakes(sampler, counts, batch_size, message):
-    """Among them trap 6: with an empty client, the authors' loop never ends."""
+    """Among them docs/methods/psl.md, trap 6: with an empty client, the authors' loop never ends."""
     rng = () if sampler is check else (np.random.default_rng(0),)
     with pytest.raises(UsageError, match=message):
         sampler(counts, batch_size, *rng)

@@ -1,4 +1,4 @@
-"""UGS: psl.md 5.3, properties 2, 3, 4 and 8, and trap 7.
+"""UGS: docs/methods/psl.md 5.3, properties 2, 3, 4 and 8, and trap 7.
 
 Critical values are the 0.999 quantiles of chi-square. Seeds are fixed, so what passes once passes always.
 """

@@ -296,13 +296,13 @@ class Overseer(Coordinator):
         super()._check_heartbeats(now)
 
     def _need_somebody(self) -> None:
-        if not self._wait(lambda: bool(self.there.any()) or Stage.says("nobody"), GIVEN_UP) or Stage.says("nobody"):
+        if not self._wait(lambda: bool(self.available.any()) or Stage.says("nobody"), GIVEN_UP) or Stage.says("nobody"):
             self.membership.patience = 0.0
         super()._need_somebody()
 
     def _fails_now(self, moment: str) -> bool:
         plot = Stage.plot
-        return plot is not None and (plot.moment, plot.cycle) == (moment, self.coordinator.cycle)
+        return plot is not None and (plot.moment, plot.cycle) == (moment, self.planner.cycle)
 
     def _begin_cycle(self) -> None:
         super()._begin_cycle()
@@ -323,7 +323,7 @@ def play(folder: Path, name: str, arguments: list[str], plot: Plot | None, slowe
     """Be a coordinator or a device, by a command line."""
     Stage.folder, Stage.name, Stage.plot, Stage.slower = folder, name, plot, slower
     coordinator._MEETING = meeting
-    assembly.Device, assembly.Supervisor = Watched, Overseer  # type: ignore[misc]
+    assembly.Device, assembly.Coordinator = Watched, Overseer  # type: ignore[misc]
     torch.set_num_threads(1)
     output = os.open(folder / f"{name}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)

@@ -198,7 +198,7 @@ class Device:
                 case Op.WORD:  # passed on, in case that the coordinator could not tell everyone
                     message = read_control(frame.payload, "coordinator")
                     if not isinstance(message, RingCommit):
-                        raise PayloadError(f"payload: {message.say!r} is nothing that devices say to one another")
+                        raise PayloadError(f"payload: {message.kind!r} is nothing that devices say to one another")
                     self._do(message)
                 case None if isinstance(frame.why, ProtocolFault):
                     raise PayloadError(frame.why)

@@ -39,10 +39,7 @@ class Recorded(Entry[Any]):
     @property
     def parameters(self) -> list[Parameter]:
         """What a user may set."""
-        return [
-            Parameter(one["name"], _annotation(one["type"]), one["default"], one["required"])
-            for one in self.record["parameters"]
-        ]
+        return [_parameter(one) for one in self.record["parameters"]]
 
     @property
     def meanings(self) -> dict[str, str]:
@@ -50,18 +47,18 @@ class Recorded(Entry[Any]):
         return {one["name"]: one["meaning"] for one in self.record["parameters"] if one["meaning"]}
 
 
-def written(kinds: Kinds, settings: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Return the catalogue of registries, and of the keys of an experiment file by table.
+def written(kinds: Kinds, tables: Mapping[str, Entry[Any]]) -> dict[str, Any]:
+    """Return the catalogue of registries, and of the tables of an experiment file.
 
     Parameters
     ----------
     kinds : mapping of str to Registry
         Registries by title.
-    settings : mapping of str to list of str
-        Keys of each table; of the file itself under ``""``.
+    tables : mapping of str to Entry
+        What defines the keys of each table; of the file itself under ``""``.
     """
     return {
-        "settings": {table: sorted(keys) for table, keys in settings.items()},
+        "settings": {name: _record(entry)["parameters"] for name, entry in tables.items()},
         "kinds": {
             title: {"kind": registry.kind, "entries": {name: _record(one) for name, one in registry.entries.items()}}
             for title, registry in kinds.items()
@@ -96,6 +93,11 @@ def _type_name(annotation: Any) -> str:
     return next((name for name, plain in _TYPES.items() if annotation is plain), "")
 
 
+def _parameter(record: Mapping[str, Any]) -> Parameter:
+    annotation = _annotation(record["type"])
+    return Parameter(record["name"], annotation, record["default"], record["required"], record["meaning"])
+
+
 def _annotation(name: str) -> Any:
     plain = _TYPES.get(name.removesuffix("?"))
     return Any if plain is None else plain | None if name.endswith("?") else plain
@@ -107,10 +109,9 @@ def _read() -> dict[str, Any]:
     return found
 
 
-def settings() -> dict[str, list[str]]:
+def settings() -> dict[str, dict[str, Parameter]]:
     """Return the keys of an experiment file by table, its own under ``""``."""
-    found: dict[str, list[str]] = _read()["settings"]
-    return found
+    return {table: {one["name"]: _parameter(one) for one in records} for table, records in _read()["settings"].items()}
 
 
 @cache

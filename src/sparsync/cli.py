@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+import typing
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,96 +82,82 @@ def _common(
     pass
 
 
+_REPEATED = {"strategies": "--strategy", "imports": "--import"}
+_SHORT = {  # flags for keys of a table
+    "rounds": ("federation", "rounds"),
+    "cohort": ("federation", "cohort"),
+    "participation": ("federation", "participation"),
+    "epochs": ("federation", "epochs"),
+    "client_optimizer": ("federation", "optimizer"),
+}
+
+
+def _flags() -> dict[str, tuple[str, str]]:
+    """Return the flags of ``compare`` by name, each with the table and key that it sets."""
+    tables = catalogue.settings()
+    return {**{key: ("", key) for key in tables[""] if key not in tables}, **_SHORT}
+
+
+def _option(name: str, table: str, key: str) -> inspect.Parameter:
+    """Return the flag of a setting, as typer takes it: name, type and help follow from the setting."""
+    setting = catalogue.settings()[table][key]
+    names = [_REPEATED.get(name, f"--{name.replace('_', '-')}")]
+    kind: Any = list[str] if name in _REPEATED else str
+    if setting.annotation in (bool, int, float) or typing.get_args(setting.annotation)[:1] in ((int,), (float,)):
+        kind = setting.annotation
+    elif name == "seeds":
+        kind = int
+    if kind is bool:
+        names = [f"{names[0]}/--no-{names[0][2:]}"]
+    text = setting.meaning.replace("``", "").replace("`", "")
+    if "Default: " not in text and setting.default != "none" and name not in _REPEATED:
+        text += f" Default: {setting.default}."
+    text = f"Federated: {text[0].lower()}{text[1:]}" if table == "federation" else text
+    annotation = Annotated[kind | None, typer.Option(*names, help=text)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a flag for every setting, where it has ``**flags``."""
+    signature = inspect.signature(command, eval_str=True)
+    *explicit, _ = signature.parameters.values()
+    options = [_option(name, *place) for name, place in _flags().items()]
+    keywords = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in explicit]
+    command.__signature__ = signature.replace(parameters=[*keywords[:1], *options, *keywords[1:]])  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    return command
+
+
 @app.command()
+@_with_settings
 def compare(
     experiment: Annotated[Path | None, typer.Argument(help="An experiment file (TOML). Flags override it.")] = None,
-    data: Annotated[str | None, typer.Option(help="Dataset, or module:function:key=value. Default: digits.")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder (or file) that holds the dataset.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model, or module:function:key=value. Default: mlp.")] = None,
-    partition: Annotated[str | None, typer.Option(help="Who holds which samples. Default: iid.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Number of workers, K. Default: 10.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples per worker and step. Default: 32.")] = None,
-    batches: Annotated[str | None, typer.Option(help="epochs (shuffled passes) or draws. Default: epochs.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="Each worker's optimiser. Default: adam.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="Learning-rate schedule. Default: constant.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Local steps per worker, at most. Default: 1000.")] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations. Default: 20.")] = None,
-    target: Annotated[float | None, typer.Option(help="Test accuracy to exceed, e.g. 0.985.")] = None,
-    stop_at_target: Annotated[
-        bool | None, typer.Option("--stop-at-target/--no-stop-at-target", help="End a run at the target. Default: yes.")
-    ] = None,
-    strategy: Annotated[
+    settings: Annotated[
         list[str] | None,
-        typer.Option(help="Strategy spec, or label=spec; repeat for more. Default: twelve, of all families."),
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Repeat with seeds 0 to n-1; mean and spread are reported.")] = None,
-    topology: Annotated[str | None, typer.Option(help="ring or star (no HADFL by default). Default: ring.")] = None,
-    precision: Annotated[str | None, typer.Option(help="How models travel on a star. Default: as they are.")] = None,
-    buffers: Annotated[str | None, typer.Option(help="BatchNorm statistics: average or local.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or float64. Default: float32.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where models live, e.g. cuda. Default: cpu.")] = None,
-    processes: Annotated[
-        str | None, typer.Option(help="Processes that share the workers, or auto: one per core. Default: auto.")
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Federated: rounds, at most. Default: 100.")] = None,
-    cohort: Annotated[int | None, typer.Option(help="Federated: clients per round; all workers are clients.")] = None,
-    participation: Annotated[
-        float | None, typer.Option(help="Federated: instead of --cohort, their fraction. Default: 1.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Federated: a client's passes per round. Default: 1.")] = None,
-    client_optimizer: Annotated[
-        str | None, typer.Option(help="Federated: the clients' optimiser. Default: sgd:lr=0.1.")
-    ] = None,
-    save_seconds: Annotated[float | None, typer.Option(help="Seconds between checkpoints. Default: 30.")] = None,
-    imports: Annotated[
-        list[str] | None, typer.Option("--import", help="Module of yours to import first; repeat for more.")
+        typer.Option(
+            "--set", help="KEY=VALUE for any key of an experiment file, such as split.epochs=5; repeat for more."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results. Default: the next free runs/NAME-N.")
     ] = None,
     draw: Annotated[bool, typer.Option("--report/--no-report", help="Draw figures and write report.html.")] = True,
+    **flags: Any,
 ) -> None:
     """Train one task under several strategies, and compare what each cost for the accuracy it reached."""
-    flags: dict[str, Any] = {
-        "data": data,
-        "data_root": data_root,
-        "model": model,
-        "partition": partition,
-        "workers": workers,
-        "batch_size": batch_size,
-        "batches": batches,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "steps": steps,
-        "eval_every": eval_every,
-        "target": target,
-        "stop_at_target": stop_at_target,
-        "strategies": strategy or None,
-        "seeds": seeds,
-        "topology": topology,
-        "precision": precision,
-        "buffers": buffers,
-        "dtype": dtype,
-        "device": device,
-        "processes": processes,
-        "save_seconds": save_seconds,
-        "imports": imports or None,
-    }
-    federation = {
-        "rounds": rounds,
-        "cohort": cohort,
-        "participation": participation,
-        "epochs": epochs,
-        "optimizer": client_optimizer,
-    }
+    values = {(table, key): value for table, key, value in map(written.assigned, settings or [])}
+    for name, place in _flags().items():
+        if flags[name] not in (None, []):
+            if place in values:
+                raise UsageError(f"--set {'.'.join(filter(None, place))}: its flag is given, too; give one of them")
+            values[place] = flags[name]
     source = str(experiment) if experiment else ""
-    settings = written.read(experiment) if experiment else {}
-    variants = written.variants(settings, source)
-    for name, own in variants.items() if variants else [("", settings)]:
-        own.update({key: value for key, value in flags.items() if value is not None})
-        _override(own, {key: value for key, value in federation.items() if value is not None})
-        written.check(own, f"variant {name}" if name else source)
-    _say_code(source, [settings, *(variants or {}).values()])
+    read = written.read(experiment) if experiment else {}
+    variants = written.variants(read, source)
+    for name, variant in variants.items() if variants else [("", read)]:
+        written.override(variant, values)
+        written.check(variant, f"variant {name}" if name else source)
+    _say_code(source, [read, *(variants or {}).values()])
     tell("loading torch")
     from sparsync import comparison, study
     from sparsync.experiment import build
@@ -178,7 +166,7 @@ def compare(
         with _folder(out, experiment.stem) as folder:
             _finish(study.compare(variants, folder, comparison.watch), draw)
         return
-    made = build(settings, source)
+    made = build(read, source)
     with _folder(out, experiment.stem if experiment else made.data.partition(":")[0]) as folder:
         _finish([(folder, comparison.compare(made, folder, comparison.watch))], draw)
 
@@ -335,17 +323,6 @@ def _read(path: Path, data_root: Path | None, device: str | None = None) -> Any:
 
     flags = {"data_root": data_root, "device": device}
     return build({**settings, **{key: value for key, value in flags.items() if value is not None}}, str(path))
-
-
-def _override(settings: dict[str, Any], federation: dict[str, Any]) -> None:
-    """Let flags override the file's table ``[federation]``, and of two ways to say one thing the file's other one."""
-    table = settings.get("federation", {})
-    if not federation or not isinstance(table, dict):
-        return
-    for either, other in (("cohort", "participation"), ("epochs", "steps")):
-        if either in federation or other in federation:
-            table = {key: value for key, value in table.items() if key not in (either, other)}
-    settings["federation"] = {**table, **federation}
 
 
 def _say_code(source: str, several: Iterable[dict[str, Any]]) -> None:

@@ -80,43 +80,61 @@ class Experiment(_Settings):
 
     Attributes
     ----------
-    data, data_root
-        Dataset spec, or ``package.module:function``, and the folder or file that holds it.
-    model
-        Model spec, or ``package.module:function`` for a factory of your own.
-    partition
+    data : str
+        Dataset spec, or ``module:function:key=value`` for a function that returns a `sparsync.Dataset`.
+    data_root : Path, optional
+        Folder or file that holds the dataset.
+    model : str
+        Model spec, or ``module:function:key=value`` for a factory of your own.
+    partition : str
         Spec of who holds which training samples.
-    workers, batch_size, batches
-        K; samples per worker and step; shuffled passes (``epochs``) or independent ``draws``.
-    optimizer, schedule
-        Specs of each worker's own optimiser and of its learning rate over its steps.
-    steps, eval_every
-        Local steps per worker (where speeds differ, on average); steps between two evaluations of the mean model.
-    seconds
-        Virtual seconds, after which a run ends as well. Default: it does not.
-    target, stop_at_target
-        Test accuracy to exceed, and whether a strategy's run ends there.
-    strategies
-        Specs, or a table of label to spec.
-    seeds
-        A list, or a number n for 0 to n-1.
-    topology, precision, buffers
-        Ring or star (without `strategies`, HADFL is not compared on a star); how models travel to and from a star's
-        server; whether buffers are averaged.
-    dtype, device
-        Of models and their arithmetic.
-    processes
-        How many processes share the workers; ``auto`` is one single-threaded process per core.
-    federation
-        Rounds, cohorts and local work of the federated strategies; their clients are the workers.
-    split
-        Cut, batches and epochs of the split strategies; their clients are the workers.
-    profile
-        Devices and links, for the virtual clock.
-    save_seconds
+    workers : int
+        Number of workers, K; at most a million.
+    batch_size : int
+        Samples per worker and step; a worker with fewer takes all of them.
+    batches : {"epochs", "draws"}
+        Shuffled passes (``epochs``), or every batch drawn anew (``draws``), as FDA's authors do.
+    optimizer : str
+        Spec of each worker's own optimiser; clients of a federation have another.
+    schedule : str
+        Spec of the learning rate's factor over a worker's steps.
+    steps : int
+        Local steps per worker, at most; where speeds differ, on average.
+    eval_every : int
+        Steps between two evaluations of the mean model on the test set.
+    seconds : float, optional
+        Virtual seconds, after which a run ends as well.
+    target : float, optional
+        Test accuracy to exceed, above 0 and below 1.
+    stop_at_target : bool
+        Whether a strategy's run ends at the target.
+    strategies : dict of str to str
+        Spec, or label=spec, of each; in a file a list of them, or a table of label to spec. Default: twelve, as in
+        ``examples/demo.toml``; on a star without HADFL.
+    seeds : list of int
+        Number n for seeds 0 to n - 1; in a file also a list, of at most 1000.
+    topology : {"ring", "star"}
+        How workers are linked: ``ring``, or ``star`` with a server in the middle.
+    precision : {"float32", "bfloat16", "float16", "float64"}, optional
+        How models travel on a star. Default: as they are.
+    buffers : {"average", "local"}
+        Floating-point buffers (BatchNorm statistics): ``average`` with the models, or ``local``.
+    dtype : {"float32", "float64"}
+        Type of models and their arithmetic: ``float32`` or ``float64``.
+    device : str
+        Where models live, such as ``cuda``.
+    processes : int or "auto"
+        How many processes share the workers, at most 1000; ``auto``: one single-threaded process per core.
+    federation : Federation
+        Table of the federated strategies, below.
+    split : SplitSettings
+        Table of the split strategies, below.
+    profile : Profile
+        Table of devices and links, for the virtual clock, below.
+    save_seconds : float
         Wall seconds between two checkpoints.
-    imports
-        Modules of your own to import first, so that what they register can be named here.
+    imports : list of str
+        Modules of your own to import first, so that what they register can be named.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -328,7 +346,7 @@ def to_toml(experiment: Experiment) -> str:
     return tomli_w.dumps(experiment.model_dump(mode="json", exclude_none=True))
 
 
-def keys() -> dict[str, list[str]]:
-    """Return the keys of an experiment file by table, its own under ``""``."""
-    tables: dict[str, Any] = {"": Experiment, "federation": Federation, "split": SplitSettings, "profile": Profile}
-    return {table: list(inspect.signature(model).parameters) for table, model in tables.items()}
+def tables() -> dict[str, spec.Entry[Any]]:
+    """Return the tables of an experiment file with their keys, its own under ``""``."""
+    models = {"": Experiment, "federation": Federation, "split": SplitSettings, "profile": Profile}
+    return {name: spec.Entry(name, model) for name, model in models.items()}

@@ -15,6 +15,7 @@ from sparsync.storage import reading
 
 _MOST_BYTES = 1 << 24  # of an experiment file
 _MERGED = ("federation", "split", "profile")
+_INSTEAD = {"cohort": "participation", "participation": "cohort", "epochs": "steps", "steps": "epochs"}
 _KINDS = {
     "data": "datasets",
     "model": "models",
@@ -75,6 +76,51 @@ def variants(settings: Mapping[str, Any], source: str = "") -> dict[str, dict[st
     return made
 
 
+def assigned(text: str) -> tuple[str, str, Any]:
+    """Take ``KEY=VALUE`` apart, with a key such as ``steps`` or ``split.epochs``.
+
+    Returns
+    -------
+    table, key : str
+        The table is ``""`` for a key of the file itself.
+    value : Any
+        As TOML says, or else the text.
+
+    Raises
+    ------
+    UsageError
+        If there is no such key.
+    """
+    name, equals, value = text.partition("=")
+    *outer, key = name.strip().split(".")
+    table = ".".join(outer)
+    if not equals:
+        raise UsageError(f"--set {text}: expected KEY=VALUE, as in split.epochs=5")
+    keys = catalogue.settings()
+    if table not in keys:
+        raise UsageError(f"--set {text}: {unknown('table', table, [name for name in keys if name])}")
+    if key not in keys[table] or (not table and key in keys):
+        valid = [name for name in keys[table] if table or name not in keys]
+        raise UsageError(f"--set {text}: {unknown(f'[{table}] key' if table else 'key', key, valid)}")
+    try:
+        return table, key, tomllib.loads(f"value = {value}")["value"]
+    except ValueError:  # no TOML, or a number of thousands of digits
+        return table, key, value.strip()
+
+
+def override(settings: dict[str, Any], values: Mapping[tuple[str, str], Any]) -> None:
+    """Replace settings by others, given by table and key, and drop what the file says instead of one of them."""
+    for name in {table for table, _ in values if table}:
+        table = settings.get(name, {})
+        if isinstance(table, Mapping):
+            dropped = {_INSTEAD.get(key) for place, key in values if place == name} if name == "federation" else set()
+            settings[name] = {key: value for key, value in table.items() if key not in dropped}
+    for (name, key), value in values.items():
+        table = settings[name] if name else settings
+        if isinstance(table, dict):
+            table[key] = value
+
+
 def split_label(text: str) -> tuple[str, str]:
     """``label=spec`` or just ``spec``, which is then its own label."""
     head, equals, rest = text.partition("=")
@@ -110,7 +156,7 @@ def check(settings: Mapping[str, Any], source: str = "") -> None:
             given = settings.get(table, {}) if table else settings
             for key in given if isinstance(given, Mapping) else ():
                 if key not in keys:
-                    raise unknown(f"[{table}] key" if table else "key", str(key), keys)
+                    raise unknown(f"[{table}] key" if table else "key", str(key), sorted(keys))
         if not settings.get("imports"):
             for table, title, text in _specs(settings):
                 try:

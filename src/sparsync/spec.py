@@ -201,6 +201,7 @@ class Parameter:
     annotation: Any
     default: Any
     required: bool
+    meaning: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} (required)" if self.required else f"{self.name}={default_text(self.default)}"
@@ -208,6 +209,8 @@ class Parameter:
 
 def default_text(value: object) -> str:
     """Return a default as it is shown and can be given in a spec."""
+    if isinstance(value, dict) or _is_config(type(value)):  # a table
+        return ""
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
@@ -255,6 +258,8 @@ class Entry(Generic[T]):
         found = []
         for parameter in inspect.signature(self.factory).parameters.values():
             default = parameter.default
+            if repr(default) == "<factory>":  # of a pydantic model
+                default = self.factory.__pydantic_fields__[parameter.name]  # type: ignore[attr-defined]
             if isinstance(default, FieldInfo):
                 default = default.get_default(call_default_factory=True)
             required = default is parameter.empty or repr(default) == "PydanticUndefined"

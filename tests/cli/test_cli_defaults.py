@@ -92,3 +92,56 @@ def test_the_demo_is_a_file_with_a_target():
     assert demo.strategies == DEFAULT_STRATEGIES
     assert demo.target is not None
     assert "compare examples/demo.toml" in (ROOT / "Makefile").read_text()
+
+
+def test_every_key_has_a_flag_or_is_reached_by_set(made):
+    """The flag, `--set` and the file say the same."""
+    flag = made("--steps", "7", "--client-optimizer", "sgd:lr=0.5", "--no-stop-at-target", "--seconds", "2.5")
+    other = made(
+        *("--set", "steps=7", "--set", "federation.optimizer=sgd:lr=0.5", "--set", "stop_at_target=false"),
+        *("--set", "seconds=2.5"),
+    )
+    assert flag == other
+    assert (other.steps, other.federation.optimizer, other.stop_at_target) == (7, "sgd:lr=0.5", False)
+    reached = made("--set", "split.epochs=5", "--set", "profile.power=[2, 1]", "--set", "workers=2")
+    assert (reached.split.epochs, reached.profile.power, reached.workers) == (5, [2, 1], 2)
+    assert made("--set", 'strategies=["fedavg"]').strategies == {"fedavg": "fedavg"}
+
+
+def test_set_overrides_a_file_and_what_it_says_instead(made, tmp_path):
+    file = tmp_path / "said.toml"
+    file.write_text('workers = 4\nstrategies = ["fedavg"]\n[federation]\nparticipation = 0.5\nsteps = 3\n')
+    found = made(str(file), "--set", "federation.cohort=3", "--epochs", "2")
+    assert (found.federation.cohort, found.federation.participation) == (3, None)
+    assert (found.federation.epochs, found.federation.steps) == (2, None)
+    assert made(str(file)).federation.participation == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps", "expected KEY=VALUE"),
+        ("stepps=3", "unknown key 'stepps': did you mean 'steps'?"),
+        ("federation.round=3", "unknown [federation] key 'round': did you mean 'rounds'?"),
+        ("fed.rounds=3", "unknown table 'fed': choose one of federation, split, profile"),
+        ("federation=3", "unknown key 'federation'"),
+        ("split.epochs=many", "split.epochs"),
+        ("steps=" + "9" * 5000, "steps"),
+        ("=3", "unknown key ''"),
+        ("profile.outages.worker=3", "unknown table 'profile.outages'"),
+    ],
+)
+def test_a_mistake_in_set_is_one_line(monkeypatch, capsys, text, message):
+    monkeypatch.setattr(sys, "argv", ["sparsync", "compare", "--strategy", "psl", "--set", text])
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr().err.splitlines()
+    assert message in shown[-1]
+    assert len([line for line in shown if line.startswith("sparsync: ")]) == 1
+
+
+def test_a_flag_and_set_for_one_key_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sparsync", "compare", "--steps", "3", "--set", "steps=4"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--set steps: its flag is given, too" in capsys.readouterr().err

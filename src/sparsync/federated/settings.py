@@ -20,27 +20,29 @@ class Federation:
     Attributes
     ----------
     rounds : int
-        Rounds, at most. Default: 100.
+        Rounds, at most.
     cohort : int, optional
         Clients selected per round.
     participation : float, optional
-        Instead of `cohort`: the fraction of all clients, rounded, at least one. Default: 1.
+        Instead of `cohort`: the fraction of all clients that is selected, rounded, at least one. Default: 1.
     minimum : int
-        Valid uploads that a round needs; with fewer it is repeated with another cohort. Default: 1.
+        Valid uploads that a round needs; with fewer it is tried with another cohort, three times.
     sampling : {"uniform", "weighted"}
-        How clients are selected, without replacement: equally, or in proportion to their samples.
-    epochs, steps : int, optional
-        Local work of a round: passes over the client's samples (default: 1), or batches.
+        How clients are selected, without replacement: ``uniform``, or ``weighted`` by their samples.
+    epochs : int, optional
+        Local work of a round: passes over the client's samples. Default: 1.
+    steps : int, optional
+        Instead of `epochs`: batches.
     drop_last : bool
-        Leave out the smaller last batch of a pass. Default: keep it.
+        Leave out the smaller last batch of a pass.
     weights : {"samples", "uniform"}
-        What the server's mean weights clients by.
+        What the server's mean weights clients by: ``samples`` or ``uniform``.
     optimizer : str
-        Spec of the clients' optimiser; it starts afresh in every round. Default: ``sgd:lr=0.1``.
+        Spec of the clients' optimiser, which starts afresh in every round.
     schedule : str
         Spec of the learning rate's factor, by round.
     eval_every : int
-        Rounds between two evaluations of the global model.
+        Rounds between two evaluations of the global model on the test set.
     client_accuracy : bool
         Evaluate it for the clients too: mean and worst decile over all of them, each on the test set reweighted to
         its own classes.

@@ -21,19 +21,19 @@ class SplitSettings:
         Name of the first module that the server holds, such as ``layer2``. Default: clients hold the first layer with
         weights and what follows it up to the next one.
     bottom_norm : {"group"}, optional
-        Replace BatchNorm in the clients' half by GroupNorm. Default: a model that has it there is refused.
+        ``group``: GroupNorm instead of BatchNorm in the clients' half. Default: such a model is refused.
     batch_size : int
-        Samples of a global batch, over all clients. Default: 128.
+        Samples of a global batch, over all clients.
     epochs : int
-        Passes over all clients' samples, at most. Default: 10.
+        Passes over all clients' samples, at most.
     optimizer : str
-        Spec of the server's optimiser, and of each client's. Default: ``sgd:lr=0.1``.
+        Spec of the server's optimiser, and of each client's.
     schedule : str
         Spec of the learning rate's factor, by global step.
     eval_every : int
         Epochs between two evaluations.
     delays : str
-        Spec of how long clients take to answer, on top of their computation and their links. Default: ``none``.
+        Spec of how long clients take to answer, on top of their computation and their links.
     deadline : float, optional
         Seconds after which the server goes on without a client that has been asked for samples. Default: it waits.
     """

@@ -118,27 +118,32 @@ class Profile:
     step_seconds : float
         Time of one local step on a device of power 1.
     compute : {"stated", "measured", "flops"}
-        Where that time comes from: `step_seconds`; one measurement on this machine when the comparison begins; or the
-        model's floating-point operations, at `flops` per second. Default: stated.
+        Where that time comes from: ``stated``, by `step_seconds`; ``measured``, on this machine when the comparison
+        begins; or ``flops``, the model's floating-point operations at `flops` per second.
     flops : float
         What a device of power 1 does in a second, for ``compute = "flops"``.
     power : str or list of float, optional
         Relative speeds of the devices, one per worker: ``"4:2:2:1"``; ``"4:2:2:1:..."``: over and over, for any number
         of workers. Default: all 1.
     spread : float
-        Or else: standard deviation of the logarithm of their speeds, drawn at random.
+        Without `power`: standard deviation of the logarithm of the speeds, drawn at random with the seed.
     bandwidth : float
-        What a worker's link carries in each direction, in bytes per second. Default: 100 Mbit/s.
-    up, down : float or list of float, optional
-        The same for one direction, for all or for each worker. Default: `bandwidth`.
+        What a worker's link carries in each direction, in bytes per second (100 Mbit/s); ``inf``: no limit.
+    up : float or list of float, optional
+        The same from workers, for all or for each. Default: `bandwidth`.
+    down : float or list of float, optional
+        The same to workers, for all or for each. Default: `bandwidth`.
     shared : float, optional
-        What all messages to or from a server share: its own link, or the radio channel. Default: it is no bottleneck.
+        Bytes per second that all messages to or from a server share: its link, or a radio channel. Default: no
+        limit.
     latency : float
         Time before the first byte of a message arrives, in seconds.
-    mean_up, mean_down : float, optional
-        A device is there for so many seconds on average, and then away: exponential times. Default: always there.
+    mean_up : float, optional
+        Seconds for which a device is there on average: exponential times, with the seed. Default: always there.
+    mean_down : float, optional
+        Seconds for which it is then away; give both, or neither.
     outages : list
-        Devices that go at known times: tables of ``worker``, ``at`` and ``until``.
+        Devices that go at known times: tables of ``worker`` (from 0), ``at`` and ``until`` (``inf``: never back).
     """
 
     preset: str | None = None

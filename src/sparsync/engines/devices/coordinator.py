@@ -1,6 +1,6 @@
 """HADFL on real machines, the coordinator: it plans cycles, says who averages, and keeps a copy of the last mean.
 
-Model traffic is between devices, but for the first model and backups. Who hangs up, does not answer, or sends what
+Model traffic is between devices, but for the first model and backups. Who leaves, does not answer, or sends what
 cannot be used leaves the available set until it registers again; a ring that has lost members is formed anew from the
 others. All that a restarted coordinator needs is in `state_dict`: devices train on, and join again by themselves.
 """

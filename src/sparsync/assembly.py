@@ -21,7 +21,7 @@ from sparsync.experiment import Experiment
 from sparsync.federated import Asynchronous, FederatedStrategy, Server
 from sparsync.identity import common
 from sparsync.peers import HADFL, PeerStrategy
-from sparsync.split import SplitStrategy, SplitTrainer, default_cut, split_at
+from sparsync.split import Clients, LocalClients, SplitStrategy, SplitTrainer, default_cut, split_at
 from sparsync.system import System
 from sparsync.task import Task, total_flops
 from sparsync.wire import TOPOLOGIES, Dense, Ledger
@@ -90,7 +90,7 @@ class SeedSetting:
     parts: list[Indices]
     seed: int
     group: Group
-    kind: Callable[..., SplitTrainer] = SplitTrainer  # where split strategies take place
+    clients: Callable[[SplitTrainer], Clients] = LocalClients  # of split strategies
     membership: Membership | None = None  # where devices call, if HADFL's are other processes
 
     @property
@@ -224,7 +224,7 @@ class SeedSetting:
         said, settings = self.experiment, self.experiment.split
         module = self.task.module(self.seed, self.dtype).to(said.device)
         cut = split_at(module, settings.cut or default_cut(module), bottom_norm=settings.bottom_norm)
-        return self.kind(
+        return SplitTrainer(
             self.task,
             module,
             cut,
@@ -236,6 +236,7 @@ class SeedSetting:
             batch_size=said.batch_size,
             device=said.device,
             dtype=self.dtype,
+            clients=self.clients,
         )
 
 

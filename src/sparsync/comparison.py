@@ -16,9 +16,9 @@ import torch
 
 from sparsync.assembly import SeedSetting, step_seconds
 from sparsync.engines.devices import Membership
-from sparsync.engines.links import rendezvous
 from sparsync.engines.processes import choose, run, stopping, under_torchrun
-from sparsync.engines.remote import RemoteSplitTrainer
+from sparsync.engines.remote import RemoteClients
+from sparsync.engines.rendezvous import rendezvous
 from sparsync.engines.serving import ClientService
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment, build, to_toml
@@ -28,7 +28,7 @@ from sparsync.progress import tell
 from sparsync.records import Records
 from sparsync.run import StrategyRun, Watcher
 from sparsync.settings import read
-from sparsync.split import SplitStrategy, SplitTrainer
+from sparsync.split import Clients, LocalClients, SplitStrategy, SplitTrainer
 from sparsync.storage import locked, read_bytes, read_json, remove, write_json, write_text
 from sparsync.task import Dataset, Task, counts, load_dataset, partition
 from sparsync.workers import Group, SingleProcess
@@ -202,7 +202,7 @@ def _session(group: Group, order: ProcessOrder) -> None:
     _begin(order, task, group)
     timed = experiment if order.membership else _timed(experiment, order.folder, task, group)
     if group.size == 1 or not _served(experiment):
-        _compare(group, order, timed, task, lambda *_: SplitTrainer)
+        _compare(group, order, timed, task, lambda *_: LocalClients)
         group.barrier()
         return
     links, inbox = rendezvous(group, experiment.workers)
@@ -213,11 +213,11 @@ def _session(group: Group, order: ProcessOrder) -> None:
                 order,
                 timed,
                 task,
-                lambda run, asked: partial(RemoteSplitTrainer, connections=links, run=run, stopping=asked),
+                lambda run, asked: partial(RemoteClients, connections=links, run=run, stopping=asked),
             )
         finally:
             for connection in links.values():
-                connection.bye()
+                connection.finish()
     else:
         ClientService(links, inbox, partial(_clients_of, timed, task, len(links))).serve()
 
@@ -319,11 +319,11 @@ def _compare(
     order: ProcessOrder,
     experiment: Experiment,
     task: Task,
-    trainer: Callable[[int, Callable[[], bool]], Callable[..., SplitTrainer]],
+    clients: Callable[[int, Callable[[], bool]], Callable[[SplitTrainer], Clients]],
 ) -> None:
     """Train every strategy with every seed, unless that has been done.
 
-    `trainer` is where, by the number of the run and whether the user has asked to stop.
+    `clients` is where those of split strategies are, by the number of the run and whether the user has asked to stop.
     """
     folder, dataset = order.folder, task.dataset
     records = Records(folder, order.experiment, group)
@@ -343,8 +343,8 @@ def _compare(
                 write_json(folder / "partition.json", names)
             for j, label in enumerate(experiment.strategies):
                 if (label, seed) not in records.results:
-                    kind = trainer(i * len(experiment.strategies) + j, asked)
-                    setting = SeedSetting(experiment, task, parts, seed, group, kind, order.membership)
+                    port = clients(i * len(experiment.strategies) + j, asked)
+                    setting = SeedSetting(experiment, task, parts, seed, group, port, order.membership)
                     StrategyRun(setting, label, records, watcher, asked).complete()
 
 

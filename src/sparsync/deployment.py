@@ -26,13 +26,13 @@ import torch
 from sparsync import comparison
 from sparsync.assembly import SeedSetting
 from sparsync.engines.devices import Membership
-from sparsync.engines.links import TOKEN_BYTES
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment, to_toml
 from sparsync.peers import HADFL
 from sparsync.storage import read_bytes, write_json, write_text
 from sparsync.system import System
 from sparsync.task import Task, load_dataset, partition
+from sparsync.transport import TOKEN_BYTES
 from sparsync.workers import SingleProcess
 
 _FILE, _TOKEN = "devices.json", "token"
@@ -108,7 +108,7 @@ def coordinate(
     Interrupted
         If the user stopped it; devices train on, and `resume` takes over.
     """
-    with closing(_board(experiment, settings)) as membership:
+    with closing(_membership(experiment, settings)) as membership:
 
         @contextmanager
         def devices() -> Iterator[None]:
@@ -141,7 +141,7 @@ def resume(
             raise ValueError
     except (OSError, RecursionError, TypeError, ValueError):
         raise UsageError(f"{folder / _FILE}: does not say where the coordinator listened; begin a new run") from None
-    with closing(_board(experiment, settings, read_token(folder / _TOKEN))) as membership:
+    with closing(_membership(experiment, settings, read_token(folder / _TOKEN))) as membership:
 
         @contextmanager
         def devices() -> Iterator[None]:
@@ -161,7 +161,7 @@ def is_coordinated(folder: Path) -> bool:
     return (folder / _FILE).exists()
 
 
-def _board(experiment: Experiment, settings: DeploymentSettings, token: bytes | None = None) -> Membership:
+def _membership(experiment: Experiment, settings: DeploymentSettings, token: bytes | None = None) -> Membership:
     if settings.begin_with is not None and not 1 <= settings.begin_with <= experiment.workers:
         raise UsageError(f"begin with {settings.begin_with} of {experiment.workers} devices; name 1 to all of them")
     return Membership(
@@ -169,8 +169,8 @@ def _board(experiment: Experiment, settings: DeploymentSettings, token: bytes | 
         token=token,
         port=settings.port,
         heartbeat_timeout=settings.heartbeat_timeout,
-        begin_with=settings.begin_with,
-        patience=settings.patience,
+        quorum=settings.begin_with,
+        join_timeout=settings.patience,
     )
 
 

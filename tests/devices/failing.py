@@ -29,6 +29,7 @@ from sparsync.engines.devices.messages import (
     ControlMessage,
     CycleReport,
     DeviceAddress,
+    DeviceKind,
     DevicesLost,
     EndTraining,
     JoinReply,
@@ -38,8 +39,8 @@ from sparsync.engines.devices.messages import (
     read_chunk,
     tag_of,
 )
-from sparsync.engines.links import Frame, Op
 from sparsync.hetero import RingPlan
+from sparsync.transport import Frame
 from sparsync.wire import pack
 from sparsync.wire.parcel import RAW
 
@@ -154,7 +155,7 @@ class Watched(Device):
         return super()._receive(order, tag, numel)
 
     def _lives(self, peer: DeviceAddress, seconds: float) -> bool:
-        return super()._lives(peer, GIVEN_UP)  # who is busy answers late, and a process that has ended hangs up
+        return super()._lives(peer, GIVEN_UP)  # who is busy answers late, and a process that has ended closes its connections
 
     def _agreed(self, order: RingStart, mean: Tensor) -> bool:
         agreed = super()._agreed(order, mean)
@@ -172,10 +173,12 @@ class Watched(Device):
             Stage.note("fails", cycle=cycle)
             for peer in order.others:
                 if Stage.plot.how == "raw mean":
-                    self.connections._line(peer)._sock.sendall(bytes(99))
+                    self.connections.connection(peer)._sock.sendall(bytes(99))
                 else:
                     bad = mean * torch.nan if Stage.plot.how == "nan mean" else torch.cat([mean, mean])
-                    self.connections.send(peer, Op.MODEL, ModelChunk((cycle, 0, LAST_STEP), bad).pack(self.dense))
+                    self.connections.send(
+                        peer, DeviceKind.MODEL, ModelChunk((cycle, 0, LAST_STEP), bad).pack(self.dense)
+                    )
         else:
             self._fail("broadcast", order)
             super()._broadcast(cycle)
@@ -187,12 +190,12 @@ class Watched(Device):
             vector = read_chunk(frame.payload, self.dense, self.numel)
             Stage.note("merged", tag=tag_of(frame.payload)[:2], vector=told(vector))
 
-    def _hear_coordinator(self, frame: Frame) -> None:
-        super()._hear_coordinator(frame)
-        if frame.op is Op.MODEL:
+    def _handle_coordinator(self, frame: Frame) -> None:
+        super()._handle_coordinator(frame)
+        if frame.kind is DeviceKind.MODEL:
             vector = read_chunk(frame.payload, self.dense, self.numel)
             Stage.note("received", cycle=tag_of(frame.payload)[0], vector=told(vector), holds=told(self._model()))
-        elif frame.op is None:
+        elif frame.kind is None:
             Stage.note("alone", version=self.version)
 
     def _do(self, word: Any) -> None:
@@ -216,7 +219,7 @@ def _next(order: RingStart) -> DeviceAddress:
 
 
 def _piece(device: Device, order: RingStart, values: Tensor) -> None:
-    device.connections.send(_next(order), Op.CHUNK, ModelChunk((*order.tag, 0), values).pack(device.dense))
+    device.connections.send(_next(order), DeviceKind.CHUNK, ModelChunk((*order.tag, 0), values).pack(device.dense))
 
 
 def _control(device: Device, noise: bytes) -> None:
@@ -239,40 +242,48 @@ def _whole(device: Device, order: RingStart, mean: Tensor) -> bytes:
 
 LIES: dict[str, Callable[[Device, RingStart], Any]] = {
     "raw control": lambda device, order: _control(device, b"GET / HTTP/1.1\r\n\r\n" * 9),
-    "no word": lambda device, order: device.connections.tell(Op.WORD, pack(RAW, b'{"kind": "done", "cycle": -1}')),
-    "no json": lambda device, order: device.connections.tell(Op.WORD, pack(RAW, b"\xff\x00")),
-    "torn word": lambda device, order: device.connections.tell(Op.WORD, pack(RAW, b"{}")[:-1] + b"!"),
-    "huge word": lambda device, order: device.connections.tell(
-        Op.WORD, pack(RAW, b"")[:8] + struct.pack("<QI", 1 << 50, 0)
+    "no word": lambda device, order: device.connections.send_coordinator(
+        DeviceKind.CONTROL, pack(RAW, b'{"kind": "done", "cycle": -1}')
     ),
-    "not for it": lambda device, order: device.connections.tell(Op.CHUNK, pack(RAW, b"")),
-    "trained back": lambda device, order: device._say(_version(order.cycle, 0)),
-    "nan backup": lambda device, order: device.connections.tell(Op.MODEL, _whole(device, order, _nan(device.numel))),
-    "raw piece": lambda device, order: device.connections._line(_next(order))._sock.sendall(bytes(99)),
+    "no json": lambda device, order: device.connections.send_coordinator(DeviceKind.CONTROL, pack(RAW, b"\xff\x00")),
+    "torn word": lambda device, order: device.connections.send_coordinator(
+        DeviceKind.CONTROL, pack(RAW, b"{}")[:-1] + b"!"
+    ),
+    "huge word": lambda device, order: device.connections.send_coordinator(
+        DeviceKind.CONTROL, pack(RAW, b"")[:8] + struct.pack("<QI", 1 << 50, 0)
+    ),
+    "not for it": lambda device, order: device.connections.send_coordinator(DeviceKind.CHUNK, pack(RAW, b"")),
+    "trained back": lambda device, order: device._inform(_version(order.cycle, 0)),
+    "nan backup": lambda device, order: device.connections.send_coordinator(
+        DeviceKind.MODEL, _whole(device, order, _nan(device.numel))
+    ),
+    "raw piece": lambda device, order: device.connections.connection(_next(order))._sock.sendall(bytes(99)),
     "long piece": lambda device, order: _piece(device, order, torch.zeros(device.numel)),
     "nan piece": lambda device, order: _piece(device, order, _nan(_own_piece(device, order))),
-    "short piece": lambda device, order: device.connections.send(_next(order), Op.CHUNK, pack(RAW, b"x")),
-    "stop others": lambda device, order: device.connections.send(_next(order), Op.WORD, EndTraining().pack()),
+    "short piece": lambda device, order: device.connections.send(_next(order), DeviceKind.CHUNK, pack(RAW, b"x")),
+    "stop others": lambda device, order: device.connections.send(
+        _next(order), DeviceKind.CONTROL, EndTraining().pack()
+    ),
 }
 """What a device sends instead of what it should."""
 
 TRICKS: dict[str, Callable[[Device, RingStart], Any]] = {
     "mean of a later cycle": lambda device, order: [
         device.connections.send(
-            peer, Op.MODEL, ModelChunk((2**60, 0, LAST_STEP), torch.zeros(device.numel)).pack(device.dense)
+            peer, DeviceKind.MODEL, ModelChunk((2**60, 0, LAST_STEP), torch.zeros(device.numel)).pack(device.dense)
         )
         for peer in (*order.others, _next(order))
     ],
     "pieces of later rings": lambda device, order: [
         device.connections.send(
-            order.ring[order.place - 1], Op.CHUNK, ModelChunk((later, 0, 0), torch.zeros(9)).pack(device.dense)
+            order.ring[order.place - 1], DeviceKind.CHUNK, ModelChunk((later, 0, 0), torch.zeros(9)).pack(device.dense)
         )
         for later in range(order.cycle, order.cycle + 99)
     ],
     "commit of another ring": lambda device, order: device.connections.send(
-        _next(order), Op.WORD, RingCommit(cycle=2**50, attempt=0).pack()
+        _next(order), DeviceKind.CONTROL, RingCommit(cycle=2**50, attempt=0).pack()
     ),
-    "loss in another ring": lambda device, order: device._say(
+    "loss in another ring": lambda device, order: device._inform(
         DevicesLost(cycle=order.cycle + 5, attempt=0, devices=[_next(order).number])
     ),
 }
@@ -290,14 +301,14 @@ class Overseer(Coordinator):
         return super().done or Stage.says("enough")
 
     def _check_heartbeats(self, now: float) -> None:
-        for line in list(self.membership.members.values()):
-            if not Stage.says(f"stopped-{line.number}"):
-                line.asked = 0
+        for member in self.membership.all():
+            if not Stage.says(f"stopped-{member.number}"):
+                member.connection.unanswered = 0
         super()._check_heartbeats(now)
 
     def _need_somebody(self) -> None:
         if not self._wait(lambda: bool(self.available.any()) or Stage.says("nobody"), GIVEN_UP) or Stage.says("nobody"):
-            self.membership.patience = 0.0
+            self.membership.join_timeout = 0.0
         super()._need_somebody()
 
     def _fails_now(self, moment: str) -> bool:

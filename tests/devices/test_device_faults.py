@@ -10,7 +10,7 @@ import struct
 import pytest
 from failing import TRICKS, Plot
 
-from sparsync.engines.links import TOKEN_BYTES, Op
+from sparsync.transport import TOKEN_BYTES, Signal
 from sparsync.wire import pack
 from sparsync.wire.parcel import RAW
 
@@ -261,7 +261,7 @@ def test_strangers_change_nothing(field):
     run.coordinate()
     run.devices()
     run.wait(lambda: run.history("cycle"), "a cycle")
-    hello = bytes((Op.HELLO,)) + pack(RAW, struct.pack(f"<{TOKEN_BYTES}sI", bytes(TOKEN_BYTES), 1))
+    hello = bytes((Signal.HELLO,)) + pack(RAW, struct.pack(f"<{TOKEN_BYTES}sI", bytes(TOKEN_BYTES), 1))
     ports = [run.port, *(run.log(number, "listens")[0]["port"] for number in range(run.workers))]
     for port, noise in itertools.product(ports, [b"GET / HTTP/1.1\r\n\r\n".ljust(200), hello, hello[:9], b""]):
         with socket.create_connection(("127.0.0.1", port)) as sock:

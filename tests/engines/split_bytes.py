@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from sparsync.__main__ import main
-from sparsync.engines.links import Connection
+from sparsync.transport import Connection
 
 counted = [0, 0]
 close = Connection.close

@@ -15,7 +15,7 @@ import pytest
 
 from sparsync.engines import processes, remote
 from sparsync.engines.processes import choose, run, stopping
-from sparsync.engines.remote import RemoteSplitTrainer
+from sparsync.engines.remote import RemoteClients
 from sparsync.errors import Interrupted, UsageError
 from sparsync.workers import Group
 
@@ -88,11 +88,11 @@ def test_a_script_that_is_imported_by_what_it_starts_starts_nothing(monkeypatch)
 
 def test_a_server_that_waits_for_a_client_sees_that_it_is_to_stop(monkeypatch):
     monkeypatch.setattr(remote, "_LOOK_UP", 0.0)
-    trainer = object.__new__(RemoteSplitTrainer)
-    trainer.connections, trainer.patience, trainer.stopping = (
+    clients = object.__new__(RemoteClients)
+    clients.connections, clients.timeout, clients.stopping = (
         {3: SimpleNamespace(inbox=queue.Queue())},
         600.0,
         lambda: True,
     )
     with pytest.raises(Interrupted, match="client 3"):
-        trainer._answer(3, remote.Op.SIZES)
+        clients._answer(3, remote.SplitKind.SIZES)

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,34 +18,34 @@ import torch
 
 from processes import GIVEN_UP
 from sparsync.engines import Budget, EpochLoop, PaceAction
-from sparsync.engines.links import TOKEN_BYTES, ClientListener, Connection, ConnectionLost, Frame, Op, connect
-from sparsync.engines.messages import pack_seconds
-from sparsync.engines.remote import RemoteSplitTrainer
+from sparsync.engines.messages import SplitKind, pack_seconds
+from sparsync.engines.remote import RemoteClients
+from sparsync.engines.rendezvous import ServerRendezvous, connect_client
 from sparsync.engines.serving import ClientService
 from sparsync.errors import SparsyncError
 from sparsync.split import SplitSettings, SplitTrainer, default_cut, split_at
 from sparsync.split.channel import message_bytes
 from sparsync.strategies import STRATEGIES
 from sparsync.task import Dataset, Task
-from sparsync.wire import HEADER_BYTES, MessageSection, kinds_of, pack, pack_parcel, unpack_parcel
-from sparsync.wire.parcel import RAW
+from sparsync.transport import ConnectionLost, Frame
+from sparsync.wire import MessageSection, kinds_of, pack_parcel, unpack_parcel
 from sparsync.workers import Arena, SingleProcess
 
 K = 4
 MODEL = "mlp:hidden=8"
 
 
-def place(task: Task, kind: Callable[..., SplitTrainer], settings: SplitSettings, **options: Any) -> SplitTrainer:
+def place(task: Task, settings: SplitSettings, **options: Any) -> SplitTrainer:
     module = task.module(0)
     parts = np.array_split(np.arange(90), K)
-    return kind(task, module, split_at(module, default_cut(module)), parts, settings, **options)
+    return SplitTrainer(task, module, split_at(module, default_cut(module)), parts, settings, **options)
 
 
 class Hosts:
     """Three processes' worth of clients, each in a thread; `spoil` may replace what a client answers."""
 
     def __init__(self, task: Task, settings: SplitSettings, strategy: str, spoil: Callable[..., Any]) -> None:
-        self.door = ClientListener()
+        self.server = ServerRendezvous()
         self.failures: list[BaseException] = []
         self.threads = [
             threading.Thread(target=self._host, args=(here, task, settings, strategy, spoil), daemon=True)
@@ -52,21 +53,23 @@ class Hosts:
         ]
         for thread in self.threads:
             thread.start()
-        self.connections = self.door.admit(range(K), patience=GIVEN_UP)
+        self.connections = self.server.gather(range(K), GIVEN_UP)
 
     def _host(self, here: tuple[int, ...], task: Task, settings: SplitSettings, strategy: str, spoil: Any) -> None:
         inbox: queue.Queue[Frame] = queue.Queue()
-        connections = {k: connect("127.0.0.1", self.door.port, self.door.token, k, inbox, GIVEN_UP) for k in here}
+        connections = {
+            k: connect_client(("127.0.0.1", self.server.port), self.server.token, k, inbox, GIVEN_UP) for k in here
+        }
 
         def begin(run: int) -> SplitTrainer:
             with BUILDING:
-                trainer = place(task, SplitTrainer, settings, rows=(len(here), 1))
+                trainer = place(task, settings, rows=(len(here), 1))
             STRATEGIES.build(strategy).split(trainer)
             return trainer
 
         for link in connections.values():
             send = link.send
-            link.send = lambda op, payload, k=link.client, send=send: spoil(k, op, payload, send)  # type: ignore[method-assign]
+            link.send = lambda op, payload, k=link.peer, send=send: spoil(k, op, payload, send)  # type: ignore[method-assign]
         try:
             ClientService(connections, inbox, begin).serve()
         except (SparsyncError, OSError) as error:
@@ -76,7 +79,7 @@ class Hosts:
 BUILDING = threading.Lock()  # models are drawn from torch's global generator, which threads share
 
 
-def faithful(client: int, op: Op, payload: bytes, send: Any) -> None:
+def faithful(client: int, op: SplitKind, payload: bytes, send: Any) -> None:
     send(op, payload)
 
 
@@ -84,7 +87,7 @@ def in_one_process(blobs: Dataset, strategy: str, settings: SplitSettings) -> li
     """History of the same run without connections."""
     built = STRATEGIES.build(strategy)
     with BUILDING:
-        trainer = place(Task(blobs, MODEL), SplitTrainer, settings, rows=built.rows(K))
+        trainer = place(Task(blobs, MODEL), settings, rows=built.rows(K))
     lines: list[dict[str, Any]] = []
     arena = Arena(trainer.module, 1, torch.device("cpu"), torch.float32, gradients=False)
     loop = EpochLoop(trainer, built.split(trainer), arena, SingleProcess(), Budget(settings.epochs, 1), lines.append)
@@ -102,24 +105,24 @@ def federate(blobs: Dataset) -> Callable[..., SimpleNamespace]:
     def make(
         strategy: str = "psl",
         spoil: Any = faithful,
-        patience: float = GIVEN_UP,
+        timeout: float = GIVEN_UP,
         stop: int | None = None,
         state: Any = None,
         **settings: Any,
     ) -> SimpleNamespace:
         task = Task(blobs, MODEL)
         said = SplitSettings(**{"batch_size": 16, "epochs": 3, "optimizer": "sgd:lr=0.1,momentum=0.5", **settings})
-        up: list[tuple[int, Op, bytes]] = []
-        down: list[tuple[int, Op, bytes]] = []
+        up: list[tuple[int, SplitKind, bytes]] = []
+        down: list[tuple[int, SplitKind, bytes]] = []
 
-        def upwards(client: int, op: Op, payload: bytes, send: Any) -> None:
+        def upwards(client: int, op: SplitKind, payload: bytes, send: Any) -> None:
             up.append((client, op, payload))
             spoil(client, op, payload, send)
 
         hosts = Hosts(task, said, strategy, upwards)
         for link in hosts.connections.values():
 
-            def send(op: Op, payload: bytes = b"", client: int = link.client, send: Any = link.send) -> None:
+            def send(op: SplitKind, payload: bytes = b"", client: int = link.peer, send: Any = link.send) -> None:
                 down.append((client, op, payload))
                 send(op, payload)
 
@@ -128,12 +131,9 @@ def federate(blobs: Dataset) -> Callable[..., SimpleNamespace]:
         with BUILDING:
             trainer = place(
                 task,
-                RemoteSplitTrainer,
                 said,
                 rows=built.rows(K),
-                connections=hosts.connections,
-                run=0,
-                patience=patience,
+                clients=partial(RemoteClients, connections=hosts.connections, run=0, timeout=timeout),
             )
         lines: list[dict[str, Any]] = []
         arena = Arena(trainer.module, 1, torch.device("cpu"), torch.float32, gradients=False)
@@ -148,7 +148,7 @@ def federate(blobs: Dataset) -> Callable[..., SimpleNamespace]:
             )
         finally:
             for link in hosts.connections.values():
-                link.bye()
+                link.finish()
         assert ended == (stop is None)
         for thread in hosts.threads:
             thread.join(GIVEN_UP)
@@ -212,7 +212,7 @@ def test_the_ledger_has_every_byte_that_crosses(federate, strategy):
     for client, _, payload in run.up:
         sent[client] += len(payload)
     for client, op, payload in run.down:
-        received[client] += len(payload) if op is not Op.OPEN else 0
+        received[client] += len(payload) if op is not SplitKind.OPEN else 0
     opened = message_bytes(4 * run.trainer.bottoms.numel)
     assert sum(ledger.sent.values()).tolist() == sent.tolist()
     assert (sum(ledger.received.values()) - opened).tolist() == received.tolist()
@@ -230,7 +230,7 @@ def test_no_label_leaves_its_client(federate, strategy):
 
 def test_the_mean_is_over_those_whose_loss_has_come(federate, blobs):
     """One batch of all samples; client 2 spoils its answer to the outputs: the step is SGD on what the others have."""
-    run = federate("psl:labels=clients", spoiled(2, Op.OUTPUT_DELTA, truncated), epochs=1, batch_size=90)
+    run = federate("psl:labels=clients", spoiled(2, SplitKind.OUTPUT_DELTA, truncated), epochs=1, batch_size=90)
     assert list(run.trainer.lost) == [2]
     rest = np.concatenate([part for client, part in enumerate(run.trainer.parts) if client != 2])
     module = Task(blobs, MODEL).module(0)
@@ -249,8 +249,8 @@ def test_the_mean_is_over_those_whose_loss_has_come(federate, blobs):
 def test_lds_goes_by_what_clients_tell(federate, delays):
     """One says a hundred seconds, whatever is true, and weighs most, if others have told anything at all."""
 
-    def slow(client: int, op: Op, payload: bytes, send: Any) -> None:
-        send(op, pack_seconds(100.0) if (client, op) == (1, Op.DELAY) else payload)
+    def slow(client: int, op: SplitKind, payload: bytes, send: Any) -> None:
+        send(op, pack_seconds(100.0) if (client, op) == (1, SplitKind.DELAY) else payload)
 
     strategy = f"psl:sampler=lds,strength=1,delays={delays}"
     told, silent = (of(federate(strategy, spoil, epochs=2), "schedule") for spoil in (slow, faithful))
@@ -259,13 +259,15 @@ def test_lds_goes_by_what_clients_tell(federate, delays):
 
 def test_delays_travel_once_per_schedule(federate):
     run = federate("psl:sampler=lds")
-    assert [op for client, op, _ in run.up if client == 3 and op in (Op.SIZES, Op.DELAY)] == [Op.SIZES] + 3 * [Op.DELAY]
+    assert [op for client, op, _ in run.up if client == 3 and op in (SplitKind.SIZES, SplitKind.DELAY)] == [
+        SplitKind.SIZES
+    ] + 3 * [SplitKind.DELAY]
 
 
 @pytest.mark.parametrize("seconds", [-1.0, np.inf, -np.inf])
 def test_a_delay_that_is_none_costs_its_sender(federate, seconds):
-    def spoil(client: int, op: Op, payload: bytes, send: Any) -> None:
-        send(op, pack_seconds(seconds) if (client, op) == (1, Op.DELAY) else payload)
+    def spoil(client: int, op: SplitKind, payload: bytes, send: Any) -> None:
+        send(op, pack_seconds(seconds) if (client, op) == (1, SplitKind.DELAY) else payload)
 
     (lost,) = of(federate("psl:sampler=lds", spoil), "lost")
     assert (lost["client"], lost["reason"]) == (1, f"payload: a delay of {seconds:g} seconds")
@@ -274,8 +276,8 @@ def test_a_delay_that_is_none_costs_its_sender(federate, seconds):
 def test_labels_that_cannot_be_its_own_cost_their_sender(federate):
     """Else what LDS believes to be left of a class would fall below nothing."""
 
-    def spoil(client: int, op: Op, payload: bytes, send: Any) -> None:
-        if (client, op) == (2, Op.ACTIVATIONS):
+    def spoil(client: int, op: SplitKind, payload: bytes, send: Any) -> None:
+        if (client, op) == (2, SplitKind.ACTIVATIONS):
             numbers, labels = unpack_parcel(payload, len(payload))
             payload = pack_parcel([numbers, labels._replace(body=bytes(len(labels.body)))])
         send(op, payload)
@@ -312,11 +314,11 @@ def test_resumed_with_the_same_bits(federate, strategy, place):
 # 3. Clients that fail
 
 
-def breaking(client: int, after: int, how: Callable[[Op, bytes, Any], None]) -> Any:
+def breaking(client: int, after: int, how: Callable[[SplitKind, bytes, Any], None]) -> Any:
     """One client answers `after` times as it should."""
     count = 0
 
-    def spoil(number: int, op: Op, payload: bytes, send: Any) -> None:
+    def spoil(number: int, op: SplitKind, payload: bytes, send: Any) -> None:
         nonlocal count
         count += number == client
         if number == client and count > after:
@@ -327,30 +329,30 @@ def breaking(client: int, after: int, how: Callable[[Op, bytes, Any], None]) -> 
     return spoil
 
 
-def flipped(op: Op, payload: bytes, send: Any) -> None:
+def flipped(op: SplitKind, payload: bytes, send: Any) -> None:
     send(op, payload[:-1] + bytes((payload[-1] ^ 1,)))
 
 
-def truncated(op: Op, payload: bytes, send: Any) -> None:
+def truncated(op: SplitKind, payload: bytes, send: Any) -> None:
     send(op, pack_parcel([MessageSection("activation", b"1234", 0)]))
 
 
-def wrong(op: Op, payload: bytes, send: Any) -> None:
-    send(Op.SIZES, payload)
+def wrong(op: SplitKind, payload: bytes, send: Any) -> None:
+    send(SplitKind.SIZES, payload)
 
 
-def huge(op: Op, payload: bytes, send: Any) -> None:
+def huge(op: SplitKind, payload: bytes, send: Any) -> None:
     send(op, payload[:8] + struct.pack("<Q", 1 << 50) + payload[16:])
 
 
-def nonsense(op: Op, payload: bytes, send: Any) -> None:
+def nonsense(op: SplitKind, payload: bytes, send: Any) -> None:
     send(77, payload)
 
 
-def spoiled(client: int, at: Op, how: Callable[[Op, bytes, Any], None]) -> Any:
+def spoiled(client: int, at: SplitKind, how: Callable[[SplitKind, bytes, Any], None]) -> Any:
     """One client spoils its first answer of a kind."""
 
-    def spoil(number: int, op: Op, payload: bytes, send: Any) -> None:
+    def spoil(number: int, op: SplitKind, payload: bytes, send: Any) -> None:
         how(op, payload, send) if (number, op) == (client, at) else send(op, payload)
 
     return spoil
@@ -368,12 +370,12 @@ def test_a_bad_message_costs_its_sender(federate, how, after):
 @pytest.mark.parametrize(
     ("strategy", "at"),
     [
-        ("psl", Op.SIZES),
-        ("psl:sampler=lds", Op.DELAY),
-        ("psl:labels=clients", Op.OUTPUT_DELTA),
-        ("splitfed:labels=clients", Op.OUTPUT_DELTA),
-        ("splitfed:version=2", Op.ACTIVATIONS),
-        ("splitfed", Op.BOTTOM),
+        ("psl", SplitKind.SIZES),
+        ("psl:sampler=lds", SplitKind.DELAY),
+        ("psl:labels=clients", SplitKind.OUTPUT_DELTA),
+        ("splitfed:labels=clients", SplitKind.OUTPUT_DELTA),
+        ("splitfed:version=2", SplitKind.ACTIVATIONS),
+        ("splitfed", SplitKind.BOTTOM),
     ],
 )
 def test_whatever_it_spoils_costs_its_sender(federate, how, strategy, at):
@@ -393,13 +395,13 @@ def survived(run: SimpleNamespace) -> None:
 
 
 def test_a_client_that_goes_takes_nobody_of_its_process_along(federate):
-    """Client 1 hangs up when it should answer, and 0, in the same process, goes on."""
+    """Client 1 closes its connection when it should answer, and 0, in the same process, goes on."""
 
-    def hangs_up(op: Op, payload: bytes, send: Any) -> None:
+    def hangs_up(op: SplitKind, payload: bytes, send: Any) -> None:
         send.__self__.close()
         send(op, payload)
 
-    run = federate("psl:labels=clients", spoiled(1, Op.OUTPUT_DELTA, hangs_up))
+    run = federate("psl:labels=clients", spoiled(1, SplitKind.OUTPUT_DELTA, hangs_up))
     assert list(run.trainer.lost) == [1]
     assert samples_used(run)[-1] == 90 - run.trainer.samples[1]
     (failure,) = run.failures
@@ -407,14 +409,14 @@ def test_a_client_that_goes_takes_nobody_of_its_process_along(federate):
 
 
 def test_a_client_that_says_nothing_is_given_up(federate):
-    run = federate(spoil=breaking(1, 4, lambda op, payload, send: None), patience=5)
+    run = federate(spoil=breaking(1, 4, lambda op, payload, send: None), timeout=5)
     (lost,) = of(run, "lost")
-    assert (lost["client"], lost["reason"]) == (1, "it has said nothing for 5 s")
+    assert (lost["client"], lost["reason"]) == (1, "it has not answered for 5 s")
 
 
 def test_all_clients_lost_is_an_end_with_a_reason(federate):
-    def spoil(client: int, op: Op, payload: bytes, send: Any) -> None:
-        send(op if op is Op.SIZES else Op.SIZES, payload)
+    def spoil(client: int, op: SplitKind, payload: bytes, send: Any) -> None:
+        send(op if op is SplitKind.SIZES else SplitKind.SIZES, payload)
 
     with pytest.raises(SparsyncError, match=r"all clients are lost, the last was \d: .*; start them again, and resume"):
         federate(spoil=spoil)
@@ -425,10 +427,10 @@ def test_a_late_client_is_left_out_of_the_step_and_comes_back(federate):
     answered: set[int] = set()
     next_step = threading.Event()
 
-    def spoil(client: int, op: Op, payload: bytes, send: Any) -> None:
-        if op is Op.ACTIVATIONS and client == 3:
+    def spoil(client: int, op: SplitKind, payload: bytes, send: Any) -> None:
+        if op is SplitKind.ACTIVATIONS and client == 3:
             assert next_step.wait(GIVEN_UP)
-        elif op is Op.ACTIVATIONS:
+        elif op is SplitKind.ACTIVATIONS:
             if client in answered:
                 next_step.set()
             answered.add(client)
@@ -440,60 +442,13 @@ def test_a_late_client_is_left_out_of_the_step_and_comes_back(federate):
     assert samples_used(run) == [90, 90, 90]
 
 
-def ended(sock: socket.socket) -> bool:
-    try:
-        return sock.recv(1) == b""
-    except ConnectionResetError:  # it has not read all that was sent
-        return True
-
-
-def test_strangers_are_sent_away():
-    door = ClientListener()
-    admitted: list[dict[int, Connection]] = []
-    thread = threading.Thread(target=lambda: admitted.append(door.admit([5], patience=GIVEN_UP)))
-    thread.start()
-    address = "127.0.0.1", door.port
-    with socket.create_connection(address) as sock:  # speaks another language
-        sock.sendall(b"GET / HTTP/1.1\r\n\r\n".ljust(200))
-        assert ended(sock)
-    with socket.create_connection(address) as sock:  # has no token
-        sock.sendall(bytes((Op.HELLO,)) + pack(RAW, struct.pack(f"<{TOKEN_BYTES}sI", bytes(TOKEN_BYTES), 5)))
-        assert ended(sock)
-    with socket.create_connection(address):  # hangs up
-        pass
-    inbox: queue.Queue[Frame] = queue.Queue()
-    mine = connect("127.0.0.1", door.port, door.token, 5, inbox, GIVEN_UP)
-    thread.join(GIVEN_UP)
-    assert list(admitted[0]) == [5]
-    admitted[0][5].bye()
-    assert inbox.get(timeout=GIVEN_UP).op is Op.CLOSE
-    mine.close()
-
-
 def test_clients_that_do_not_come_are_named():
     with pytest.raises(SparsyncError, match=r"client 1 has not connected within 0\.1 s; start all processes"):
-        ClientListener().admit([1, 2], patience=0.1)
+        ServerRendezvous().gather([1, 2], timeout=0.1)
 
 
 def test_a_server_that_cannot_be_reached_is_named():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with pytest.raises(ConnectionLost, match=f"client 3 cannot reach the server at 127.0.0.1:{port}"):
-        connect("127.0.0.1", port, bytes(TOKEN_BYTES), 3, queue.Queue(), 1.0)
-
-
-def test_frames_arrive_whole_whatever_the_pieces():
-    server = socket.create_server(("127.0.0.1", 0))
-    sender = socket.create_connection(server.getsockname())
-    receiver, _ = server.accept()
-    inbox: queue.Queue[Frame] = queue.Queue()
-    link = Connection(receiver, 9, 1000, inbox)
-    frame = bytes((Op.SUM,)) + pack(RAW, bytes(range(200)))
-    for byte in frame + frame:
-        sender.sendall(bytes((byte,)))
-    assert [inbox.get(timeout=GIVEN_UP) for _ in range(2)] == [Frame(9, Op.SUM, frame[1:])] * 2
-    sender.sendall(frame[: 1 + HEADER_BYTES])
-    sender.close()
-    assert inbox.get(timeout=GIVEN_UP) == Frame(9, None, b"", "it hung up")
-    link.close()
-    server.close()
+    with pytest.raises(ConnectionLost, match=f"client 3 cannot reach its server: nothing answers at 127.0.0.1:{port}"):
+        connect_client(("127.0.0.1", port), bytes(16), 3, queue.Queue(), 1.0)

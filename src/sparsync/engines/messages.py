@@ -13,6 +13,7 @@ from torch import Tensor
 from sparsync.errors import PayloadError
 from sparsync.split.channel import Channel
 from sparsync.split.schedule import Ints
+from sparsync.transport import MessageKind
 from sparsync.wire import Dense, MessageSection, pack, pack_parcel, unpack, unpack_parcel
 from sparsync.wire.parcel import RAW, table_bytes
 
@@ -29,6 +30,32 @@ _OPENING = struct.Struct("<4Qd?")
 _STEP = struct.Struct("<Q")
 _SECONDS = struct.Struct("<d")
 _PAIRS, _REST = 1, 2  # a column of the schedule: as pairs of step and size; of what is left of an epoch that has begun
+
+
+class SplitKind(MessageKind):
+    """What a message between the server and a client is for."""
+
+    OPEN = 16  # server: a run begins, or goes on
+    SIZES = 17  # client: how many samples it has
+    ASK_TYPICAL = 18  # server: how long is the client known to take to answer?
+    ASK_MEASURED = 19  # server: how long has the client taken of late?
+    DELAY = 20  # client: seconds
+    SCHEDULE = 21  # server: how many samples the client is asked for, and when
+    START = 22  # server: a step begins
+    ACTIVATIONS = 23  # client: activations, and perhaps labels
+    OUTPUTS = 24  # server: outputs of the top, where labels stay
+    OUTPUT_DELTA = 25  # client: gradients of the outputs
+    DELTA = 26  # server: gradients of the activations
+    GRADIENT = 27  # client: gradient of its bottom
+    SUM = 28  # server: sum of all bottoms' gradients; the client takes a step
+    ASK_BOTTOM = 29  # server: what is the client's bottom now?
+    ASK_STATE = 30  # server: what are its bottom and the state of its optimiser?
+    BOTTOM = 31  # client: its bottom; server: the bottom that it is to hold
+
+    @property
+    def is_bare(self) -> bool:
+        """Questions are."""
+        return self.name.startswith("ASK_")
 
 
 class RunOpening(NamedTuple):

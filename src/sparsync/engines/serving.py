@@ -1,4 +1,4 @@
-"""Split learning on real machines, the side of the clients: each does as its server, a `RemoteSite` elsewhere, says."""
+"""Split learning on real machines, the clients: each does as its server, a `SplitTrainer` elsewhere, says."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsync.engines.links import Connection, ConnectionLost, Frame, Op
 from sparsync.engines.messages import (
     BOTTOM,
     GRADIENT,
     OUTPUTS,
     RunOpening,
+    SplitKind,
     pack_numbers,
     pack_seconds,
     pack_state,
@@ -26,6 +26,7 @@ from sparsync.errors import SparsyncError
 from sparsync.randomness import generator
 from sparsync.split import BatchComposition, SplitTrainer
 from sparsync.split.schedule import Ints
+from sparsync.transport import Connection, ConnectionLost, Frame, MessageKind, Signal
 
 
 class ClientService:
@@ -61,11 +62,11 @@ class ClientService:
         try:
             while served:
                 client, op, payload, why = self.inbox.get()
-                if op is Op.CLOSE:
+                if op is Signal.CLOSE:
                     served.discard(client)
                     continue
                 try:
-                    if op is Op.OPEN or (op is not None and client in self.clients):
+                    if op is SplitKind.OPEN or (op is not None and client in self.clients):
                         self._handle(client, op, payload)
                         continue
                 except ConnectionLost as error:  # the others' connections are their own
@@ -80,12 +81,12 @@ class ClientService:
         for client, reason in dropped.items():
             raise SparsyncError(f"client {client}: lost the server ({reason}); its own message says why")
 
-    def _handle(self, client: int, op: Op, payload: bytes) -> None:
-        answer = self._open(client, payload) if op is Op.OPEN else self.clients[client].handle(op, payload)
+    def _handle(self, client: int, op: MessageKind, payload: bytes) -> None:
+        answer = self._open(client, payload) if op is SplitKind.OPEN else self.clients[client].handle(op, payload)
         if answer is not None:
             self.connections[client].send(*answer)
 
-    def _open(self, client: int, payload: bytes) -> tuple[Op, bytes]:
+    def _open(self, client: int, payload: bytes) -> tuple[SplitKind, bytes]:
         opening, state = RunOpening.unpack(payload)
         if opening.run != self.run or self.trainer is None:
             self.run, self.trainer, self.clients = opening.run, self.begin(opening.run), {}
@@ -96,7 +97,7 @@ class ClientService:
         trainer.measured[client] = opening.measured
         self.clients[client] = _RemoteClient(trainer, client, place, opening)
         own = [trainer.samples[client], *(trainer.histograms[client] if opening.histograms else ())]
-        return Op.SIZES, pack_numbers(np.array(own))
+        return SplitKind.SIZES, pack_numbers(np.array(own))
 
 
 class _RemoteClient:
@@ -110,32 +111,32 @@ class _RemoteClient:
         self.output: Tensor | None = None
         self.labels: Tensor | None = None  # of what is at the cut
 
-    def handle(self, op: Op, payload: bytes) -> tuple[Op, bytes] | None:
+    def handle(self, op: MessageKind, payload: bytes) -> tuple[SplitKind, bytes] | None:
         """Do what a message asks for; return the answer, if there is one."""
         match op:
-            case Op.ASK_TYPICAL:
-                return Op.DELAY, pack_seconds(self.trainer.delays.typical[self.number])
-            case Op.ASK_MEASURED:
-                return Op.DELAY, pack_seconds(self.trainer.measured[self.number])
-            case Op.SCHEDULE:
+            case SplitKind.ASK_TYPICAL:
+                return SplitKind.DELAY, pack_seconds(self.trainer.delays.typical[self.number])
+            case SplitKind.ASK_MEASURED:
+                return SplitKind.DELAY, pack_seconds(self.trainer.measured[self.number])
+            case SplitKind.SCHEDULE:
                 self._plan(payload)
-            case Op.START:
-                return Op.ACTIVATIONS, self._forward(unpack_step(payload))
-            case Op.OUTPUTS:
-                return Op.OUTPUT_DELTA, self._judge(payload)
-            case Op.DELTA:
+            case SplitKind.START:
+                return SplitKind.ACTIVATIONS, self._forward(unpack_step(payload))
+            case SplitKind.OUTPUTS:
+                return SplitKind.OUTPUT_DELTA, self._judge(payload)
+            case SplitKind.DELTA:
                 grad = self._backward(payload)
                 if not self.trainer.apart:
-                    return Op.GRADIENT, GRADIENT.pack(grad)
+                    return SplitKind.GRADIENT, GRADIENT.pack(grad)
                 self._update(grad)
-            case Op.SUM:
+            case SplitKind.SUM:
                 self._update(GRADIENT.unpack(payload, self.trainer.bottoms.grads[self.row])[0])
-            case Op.ASK_BOTTOM:
-                return Op.BOTTOM, BOTTOM.pack(torch.cat(self.trainer.bottoms.vectors(self.row)))
-            case Op.ASK_STATE:
+            case SplitKind.ASK_BOTTOM:
+                return SplitKind.BOTTOM, BOTTOM.pack(torch.cat(self.trainer.bottoms.vectors(self.row)))
+            case SplitKind.ASK_STATE:
                 bottoms = self.trainer.bottoms
-                return Op.BOTTOM, pack_state(bottoms.vectors(self.row), bottoms.momentum(self.row))
-            case Op.BOTTOM:
+                return SplitKind.BOTTOM, pack_state(bottoms.vectors(self.row), bottoms.momentum(self.row))
+            case SplitKind.BOTTOM:
                 self._adopt(payload)
         return None
 

@@ -2,6 +2,7 @@
 
 from sparsync.split.batch import BatchComposition, NoClientAnswered
 from sparsync.split.centralised import Centralised
+from sparsync.split.clients import Clients, LocalClients
 from sparsync.split.contract import SplitState, SplitStrategy
 from sparsync.split.cut import Cut, cuts, default_cut, split_at
 from sparsync.split.fixed import fls, fpls
@@ -18,7 +19,9 @@ __all__ = [
     "SAMPLERS",
     "BatchComposition",
     "Centralised",
+    "Clients",
     "Cut",
+    "LocalClients",
     "NoClientAnswered",
     "Schedule",
     "SplitFed",

@@ -1,13 +1,13 @@
-"""Where a step of split learning happens: the server with the top half, every client with a bottom and its own samples.
+"""The trainer of a cut model: the server with the top half, and its `Clients`, each with a bottom and its own samples.
 
-In one process. What is sent is booked and timed message by message, and what a codec loses is lost; only what would
-arrive as it was sent is handed over without being encoded.
+The protocol is written here, wherever the clients are. What is sent is booked and timed message by message, and what a
+codec loses is lost; between processes everything is encoded, in one process only what would not arrive as it was sent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsync.errors import DivergedError, PayloadError, UsageError
+from sparsync.errors import DivergedError, PayloadError, SparsyncError, UsageError
 from sparsync.randomness import SHARED, generator, torch_seed
-from sparsync.split.batch import BatchComposition, CutTensors
-from sparsync.split.channel import Channel, message_bytes
+from sparsync.split.batch import BatchComposition, CutTensors, NoClientAnswered
+from sparsync.split.channel import Channel, Delivery, message_bytes
+from sparsync.split.clients import Clients, LocalClients
 from sparsync.split.costs import SplitCosts, StepTimes
 from sparsync.split.cut import Cut
 from sparsync.split.model_part import ModelPart
@@ -59,6 +60,8 @@ class SplitTrainer:
         See there.
     device, dtype
         Of the model.
+    clients : callable
+        From this trainer to the port through which it reaches its clients. Default: they are in this process.
 
     Raises
     ------
@@ -86,6 +89,8 @@ class SplitTrainer:
         Clients that have been given up, and why: only where they are processes of their own.
     batch_classes : array of int64, (M,)
         Samples of each class in it.
+    port : Clients
+        Through which the trainer reaches its clients.
     notes : dict
         What the strategy would like the history to have of the schedule that it has just composed.
     step, epoch : int
@@ -106,6 +111,7 @@ class SplitTrainer:
         batch_size: int = 32,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        clients: Callable[[SplitTrainer], Clients] = LocalClients,
     ) -> None:
         self.task, self.module, self.cut, self.parts, self.settings, self.seed = (
             task,
@@ -122,7 +128,7 @@ class SplitTrainer:
         self.delays = DELAYS.build(settings.delays, len(parts), seed)
         self.behaviour = task.behaviour(module)
         self.behaviour.check_batches("client", [int(self.samples.sum())], settings.batch_size)
-        self._check_bottom(pieces=rows[0] > 1 or self.behaviour.stochastic)
+        self.check_bottom(pieces=rows[0] > 1 or self.behaviour.stochastic)
         flops = total_flops(module, task.dataset.shape)
         share = total_flops(cut.bottom, task.dataset.shape) / flops if flops else 0.5
         self.costs = SplitCosts(profile or Profile(), batch_size, share, len(parts), seed)
@@ -138,11 +144,11 @@ class SplitTrainer:
         self.measured = np.full(len(parts), np.nan)
         self._orders: dict[int, Ints] = {}
         self.times = StepTimes(np.zeros(0), np.zeros(0))
-        self.deadline = settings.deadline
         self.late = self.everyone[:0]
         self.lost: dict[int, str] = {}
         self.notes: dict[str, Any] = {}
         self.batch_classes = np.zeros_like(self.histograms[0])
+        self.port = clients(self)
 
     @property
     def clients(self) -> int:
@@ -161,7 +167,9 @@ class SplitTrainer:
     def begin_epoch(self) -> None:
         """All samples are to be used again, in a new order on every client."""
         self.left = self.samples.copy()
+        self.left[list(self.lost)] = 0
         self._orders.clear()
+        self.port.begin_epoch()
 
     def open(self, *, histograms: bool = False, apart: bool = False) -> None:
         """A run begins: every client receives its bottom, and says how much data it has, perhaps of which classes.
@@ -175,6 +183,7 @@ class SplitTrainer:
         self.costs.down("model", self.everyone, message_bytes(model))
         self.costs.up("control", self.everyone, message_bytes(8 * (1 + classes)))
         self.ledger.book_paper("model", 4 * self.clients * self.bottoms.numel)
+        self.port.open(histograms=histograms)
 
     def reported(self, *, measured: bool) -> Floats:
         """Every client says how long it takes to answer, (K,): as is known of it, or as has been measured.
@@ -182,7 +191,7 @@ class SplitTrainer:
         NaN of who has not been asked yet.
         """
         self.costs.up("control", self.everyone, message_bytes(8))
-        return self.measured if measured else self.delays.typical
+        return self.port.delays(measured=measured)
 
     def compose(self, schedule: Schedule) -> Schedule:
         """Return a schedule without batches of one sample, if the model cannot be trained on these."""
@@ -192,10 +201,12 @@ class SplitTrainer:
         """Every client receives its column: all sizes, or pairs of step and size if that is shorter."""
         entries = np.bincount(schedule.indices, minlength=self.clients)[self.everyone]
         self.costs.down("control", self.everyone, message_bytes(4 * np.minimum(schedule.shape[0], 2 * entries)))
+        self.port.schedule(schedule)
         return schedule
 
     def resume(self, schedule: Schedule) -> None:
-        """Go on in an epoch, of whose schedule so much is left: here nobody has to be told."""
+        """Go on in an epoch, of whose schedule so much is left, which clients have forgotten."""
+        self.port.schedule(schedule)
 
     def next_indices(self, client: int, size: int) -> Ints:
         """Take a client's next samples of this epoch, (size,)."""
@@ -216,33 +227,44 @@ class SplitTrainer:
         """
         if self.labels == "clients":
             return np.stack([_portion(own, left) for own, left in zip(self.histograms, self.left, strict=True)])
+        return self.histograms - self.port.labels_seen()
+
+    def labels_used(self) -> Ints:
+        """Return the labels of the samples that have been used in this epoch, (K, M) by client and class."""
         labels, classes = self.task.dataset.train.labels.numpy(), self.task.dataset.classes
-        table = self.histograms.copy()
+        table = np.zeros_like(self.histograms)
         for client in np.flatnonzero(self.left < self.samples):
             used = self._order(int(client))[: self.samples[client] - self.left[client]]
-            table[client] -= np.bincount(labels[used], minlength=classes)
+            table[client] = np.bincount(labels[used], minlength=classes)
         return table
 
     # One step
 
     def ask(self, row: BatchComposition) -> BatchComposition:
-        """Ask clients for samples, and return the row without those that will not have computed by the deadline.
-
-        They are noted as `late`. If nobody would, the quickest is waited for: in the end every sample is used. So are
-        all, where a single sample would be left that the model cannot be trained on.
-        """
+        """Ask clients for samples, and return the row of those who contribute; the others are noted as `late`."""
+        row = row.only(np.isin(row.clients, self.everyone))
+        if not len(row.clients):
+            raise self.unanswered()
         started = self.costs.down("control", row.clients, _START)
-        seconds = self.measure(row)
-        deadline = self.deadline or math.inf
-        in_time = seconds <= max(deadline, seconds.min())
-        total = int(row.sizes[in_time].sum())
-        if self.behaviour.lonely is not None and 1 in (total, int(self.left.sum()) - total):  # nor now, nor ever after
-            in_time[:] = True
-        chosen = row.only(in_time)
+        in_time, waited = self.port.ask(row, self.measure(row))
         self.late = row.clients[~in_time]
-        waited = seconds[in_time] if in_time.all() else np.maximum(seconds[in_time], deadline)
-        self.times = StepTimes(waited + started[in_time], np.zeros(len(chosen.clients)))
-        return chosen
+        if not in_time.any():
+            raise self.unanswered()
+        self.times = StepTimes(waited + started[in_time], np.zeros(len(waited)))
+        return row.only(in_time)
+
+    def unanswered(self) -> SparsyncError:
+        """Return the error of a step without any client."""
+        if len(self.everyone):
+            return NoClientAnswered("none of the clients that were asked has answered")
+        client, reason = list(self.lost.items())[-1]
+        return SparsyncError(f"all clients are lost, the last was {client}: {reason}; start them again, and resume")
+
+    def lose(self, client: int, reason: str) -> None:
+        """Train on without a client, and without its samples."""
+        self.lost[client] = reason
+        self.left[client] = 0
+        self.everyone = self.everyone[self.everyone != client]
 
     def measure(self, row: BatchComposition) -> Floats:
         """Seconds until clients have computed, (n,), which become part of their means."""
@@ -253,24 +275,18 @@ class SplitTrainer:
 
     def forward(self, row: BatchComposition) -> CutTensors:
         """Clients run their next samples through their bottoms, and send activations and labels."""
-        inputs, labels = self._take(row)
-        self.bottoms.grads.zero_()
-        if self.bottoms.rows == 1 and not self.behaviour.stochastic:
-            outputs = [self.bottoms.bind(0)(inputs)]
-        else:
-            pieces = zip(row.clients.tolist(), inputs.split_with_sizes(row.sizes.tolist()), strict=True)
-            outputs = [self.bottom(client, client, piece) for client, piece in pieces]
-        whole = torch.cat([output.detach() for output in outputs])
-        arrived, took = self._carry(self.up, whole, row, labels if self.labels == "server" else None)
-        self.times.up += took
-        return CutTensors(row, outputs, arrived.requires_grad_(), labels)
+        cut_tensors, delivery = self.port.activations(row)
+        self.times.up += self.costs.delivered(delivery, row.clients, up=True)
+        self.batch_classes = self._count(cut_tensors.labels)
+        return cut_tensors
 
-    def _take(self, row: BatchComposition) -> tuple[Tensor, Tensor]:
-        """The clients' next samples, by increasing client."""
+    def take(self, row: BatchComposition) -> tuple[Tensor, Tensor]:
+        """Return the clients' next samples, by increasing client: inputs and labels."""
         indices = [self.next_indices(int(k), int(n)) for k, n in zip(row.clients, row.sizes, strict=True)]
-        inputs, labels = self.task.dataset.train.batch(np.concatenate(indices), self.dtype, self.device)
-        self.batch_classes = np.bincount(labels.cpu().numpy(), minlength=self.task.dataset.classes)
-        return inputs, labels
+        return self.task.dataset.train.batch(np.concatenate(indices), self.dtype, self.device)
+
+    def _count(self, labels: Tensor) -> Ints:
+        return np.bincount(labels.cpu().numpy(), minlength=self.task.dataset.classes)
 
     def bottom(self, client: int, row: int, inputs: Tensor) -> Tensor:
         """Run a client's samples through the bottom in a row."""
@@ -290,7 +306,7 @@ class SplitTrainer:
         self._seed(SHARED, client)
         outputs = self._run(self.tops.bind(client), cut_tensors.arrived)
         self.tops.grads[self.tops.of(client)].zero_()
-        value = self.learn(cut_tensors, outputs)
+        value = self._learn(cut_tensors, outputs)
         self.times.server += self.costs.top(row.total)
         if self.labels == "clients":  # outputs go down, and their gradients up: the loss is the clients' to compute
             each = message_bytes(outputs[0].numel() * outputs.element_size() * row.sizes)
@@ -300,9 +316,23 @@ class SplitTrainer:
             self.ledger.book_paper("gradient", 4 * outputs.numel())
         return value
 
-    def learn(self, cut_tensors: CutTensors, outputs: Tensor) -> float:
-        """Return the mean loss of the top's outputs, whose gradient goes back through the top."""
-        return self._backward(self.task.loss(outputs, cut_tensors.labels))
+    def _learn(self, cut_tensors: CutTensors, outputs: Tensor) -> float:
+        """Return the mean loss of the top's outputs, whose gradient goes back through the top.
+
+        Where labels stay with the clients, each brings the gradient of its loss; the mean is over those who do.
+        """
+        loss = self.task.loss(outputs, cut_tensors.labels)
+        if self.labels == "server":
+            return self._backward(loss)
+        value = self._finite(loss)  # else clients would be blamed for what they answer
+        gradient, answered = self.port.output_gradient(cut_tensors, outputs)
+        if not answered.any():
+            raise self.unanswered()
+        outputs.backward(gradient)  # type: ignore[no-untyped-call]
+        if answered.all():
+            return value
+        self.batch_classes -= self._count(cut_tensors.labels[~answered])
+        return self.task.loss(outputs[answered], cut_tensors.labels[answered]).item()
 
     def _backward(self, loss: Tensor) -> float:
         value = self._finite(loss)
@@ -317,41 +347,37 @@ class SplitTrainer:
 
     def backward(self, cut_tensors: CutTensors) -> None:
         """The activations' gradients go down, and through the bottoms into the gradients of their rows."""
-        row, delta = cut_tensors.row, cut_tensors.arrived.grad
-        assert delta is not None  # the top's backward pass has been here
-        arrived, took = self._carry(self.down, delta, row, None)
-        self.times.back += took + self.costs.backward(row.clients, row.sizes)
-        pieces = arrived.split_with_sizes([len(output) for output in cut_tensors.outputs])
-        torch.autograd.backward(cut_tensors.outputs, list(pieces))
+        row = cut_tensors.row
+        self.times.back += self.costs.delivered(self.port.deltas(cut_tensors), row.clients, up=False)
+        self.times.back += self.costs.backward(row.clients, row.sizes)
 
     def share_gradient(self, row: BatchComposition) -> None:
         """The bottoms' gradients go up, and their plain sum, by increasing client, down to all clients."""
-        self.collect(row)
+        self.port.sum_gradients(row)
         size = message_bytes(self.bottoms.numel * self.bottoms.grads.element_size())
         self.times.back += self.costs.up("gradient", row.clients, size)
         self.times.down += float(self.costs.down("gradient", self.everyone, size).max(initial=0.0))
         self.ledger.book_paper("gradient", 4 * (len(row.clients) + len(self.everyone)) * self.bottoms.numel)
-
-    def collect(self, row: BatchComposition) -> None:
-        """The sum of the bottoms' gradients becomes that of all; one bottom that stands for all has it already."""
-        grads = self.bottoms.grads
-        if self.bottoms.rows > 1:
-            grads[:] = grads[torch.from_numpy(row.clients)].sum(0)
+        self.port.send_sum()
 
     def update(self, bottoms: Iterable[int] | None = None, tops: Iterable[int] | None = None) -> None:
         """Everyone takes an optimiser step, or only some bottoms and tops."""
         factor = self.factor(self.step)
-        self.bottoms.step(factor, bottoms)
+        self.port.step(factor, bottoms)
         self.tops.step(factor, tops)
 
     def average_bottoms(self) -> None:
         """Clients send their bottoms, and receive the mean weighted by their samples."""
+        self.port.fetch_bottoms()
+        if not len(self.everyone):
+            raise self.unanswered()
         arena = self.bottoms.arena
         size = message_bytes((arena.params.shape[1] + arena.buffers.shape[1]) * arena.params.element_size())
         took = [there("model", self.everyone, size).max(initial=0.0) for there in (self.costs.up, self.costs.down)]
         self.ledger.book_paper("model", 2 * 4 * self.clients * self.bottoms.numel)
         self.clock.advance(float(sum(took)))
         self.bottoms.average(self._weights())
+        self.port.send_bottom()
 
     def average_tops(self) -> None:
         """The server averages the tops that it holds."""
@@ -369,7 +395,8 @@ class SplitTrainer:
         DivergedError
             If the loss is not finite.
         """
-        inputs, labels = self._take(row)
+        inputs, labels = self.take(row)
+        self.batch_classes = self._count(labels)
         self.bottoms.grads.zero_()
         self.tops.grads.zero_()
         self._seed(SHARED)
@@ -381,7 +408,7 @@ class SplitTrainer:
 
     # Of several of these
 
-    def _check_bottom(self, *, pieces: bool) -> None:
+    def check_bottom(self, *, pieces: bool) -> None:
         """Refuse a bottom that cannot be trained on one sample, where it will be run on `pieces`, one client's each.
 
         Raises
@@ -397,22 +424,21 @@ class SplitTrainer:
                     "to a batch; cut the model before that layer"
                 )
 
-    def _carry(
+    def carry(
         self, channel: Channel, x: Tensor, row: BatchComposition, labels: Tensor | None
-    ) -> tuple[Tensor, Floats]:
-        """Send every client's share of `x` up or down; return what arrives, and the seconds of each, (n,)."""
-
-        def rng(i: int) -> np.random.Generator:
-            return generator(self.seed, f"split-{channel.kind}", int(row.clients[i]), self.step)
-
+    ) -> tuple[Tensor, Delivery]:
+        """Send every client's share of `x` up or down without a network; return what arrives, and what that costs."""
         try:
-            arrived, delivery = channel.carry(x, row.sizes, labels, rng)
+            return channel.carry(x, row.sizes, labels, lambda i: self.message_rng(channel, int(row.clients[i])))
         except PayloadError:  # the message is our own: what it carries is at fault
             raise DivergedError(
                 f"step {self.step + 1}: {channel.kind}s at the cut are not finite as {channel.chain} carries them; "
                 "lower the learning rate"
             ) from None
-        return arrived, self.costs.delivered(delivery, row.clients, up=channel is self.up)
+
+    def message_rng(self, channel: Channel, client: int) -> np.random.Generator:
+        """Return the generator of a stochastic codec for a client's message of this step."""
+        return generator(self.seed, f"split-{channel.kind}", client, self.step)
 
     def _run(self, module: nn.Module, x: Tensor) -> Tensor:
         try:
@@ -459,6 +485,7 @@ class SplitTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during a run, for a checkpoint."""
+        self.port.fetch_state()
         return {
             "bottoms": self.bottoms.state_dict(),
             "tops": self.tops.state_dict(),
@@ -479,6 +506,8 @@ class SplitTrainer:
         self.left, self.measured = state["left"].numpy().copy(), state["measured"].numpy().copy()
         self.step, self.epoch = state["step"], state["epoch"]
         self._orders.clear()
+        self.left[list(self.lost)] = 0
+        self.port.restore()
 
 
 def _portion(held: Ints, left: int) -> Ints:

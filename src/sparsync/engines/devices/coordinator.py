@@ -1,6 +1,6 @@
 """HADFL on real machines, the coordinator: it plans cycles, says who averages, and keeps a copy of the last mean.
 
-Model traffic is between devices, but for the first model and backups. Who hangs up, does not answer, or sends what
+Model traffic is between devices, but for the first model and backups. Who leaves, does not answer, or sends what
 cannot be used leaves the available set until it registers again; a ring that has lost members is formed anew from the
 others. All that a restarted coordinator needs is in `state_dict`: devices train on, and join again by themselves.
 """
@@ -33,6 +33,7 @@ from sparsync.engines.devices.messages import (
     CycleStart,
     DeviceAddress,
     DeviceFailed,
+    DeviceKind,
     DeviceReady,
     DevicesLost,
     EndTraining,
@@ -49,12 +50,12 @@ from sparsync.engines.devices.messages import (
     tag_of,
 )
 from sparsync.engines.evaluation import Budget, Progress, evaluate, overall
-from sparsync.engines.links import ConnectionLost, Frame, Op, ProtocolFault
 from sparsync.engines.pace import PaceAction
 from sparsync.errors import PayloadError, SparsyncError
 from sparsync.peers import HADFL
 from sparsync.system import System
 from sparsync.task import Task
+from sparsync.transport import ConnectionLost, Frame, MessageKind, ProtocolFault, Signal
 from sparsync.wire import Dense, Ledger, Traffic
 from sparsync.workers import Arena, Learner, SingleProcess
 
@@ -197,11 +198,11 @@ class Coordinator:
             self._need_somebody()
             self._begin_cycle()
             return
-        enough = self.membership.begin_with
-        if not self._wait(lambda: len(self.joining) >= enough, self.membership.patience):
+        enough = self.membership.quorum
+        if not self._wait(lambda: len(self.joining) >= enough, self.membership.join_timeout):
             missing = min(set(range(self.membership.devices)) - set(self.joining))
             raise SparsyncError(
-                f"{len(self.joining)} of {enough} devices have come within {self.membership.patience:g} s, device "
+                f"{len(self.joining)} of {enough} devices have come within {self.membership.join_timeout:g} s, device "
                 f"{missing} has not; start it with the same experiment file, this address and the token"
             )
         self.clock.began = time.time()
@@ -210,7 +211,7 @@ class Coordinator:
             self._welcome(number, self.config.warmup_rate)
         waiting = [number for number in first if number in self._registered]
         self._wait(
-            lambda: all(self.available[n] or n not in self._registered for n in waiting), self.membership.patience
+            lambda: all(self.available[n] or n not in self._registered for n in waiting), self.membership.join_timeout
         )
         self._need_somebody()
         self.due = self.clock.now
@@ -276,7 +277,7 @@ class Coordinator:
     def _need_somebody(self) -> None:
         if self.available.any():
             return
-        if not self._wait(lambda: bool(self.available.any()), self.membership.patience):
+        if not self._wait(lambda: bool(self.available.any()), self.membership.join_timeout):
             last = "".join(f", the last was {number}: {why}" for number, why in list(self.lost.items())[-1:])
             raise SparsyncError(f"all devices are lost{last}; start them again, and resume")
         self.due = self.clock.now
@@ -345,7 +346,7 @@ class Coordinator:
     def _invite(self, members: list[int], broadcaster: int, others: list[int], wait: float) -> None:
         cycle, attempt = self._order
         connected = self._registered
-        ring, rest = ([peer for n in some if (peer := connected[n].peer)] for some in (members, others))
+        ring, rest = ([peer for n in some if (peer := connected[n].address)] for some in (members, others))
         weights = self.samples[members] / self.samples[members].sum()
         shares = weights.tolist() if self.config.weights == "samples" else None
         for place, number in enumerate(members):
@@ -437,21 +438,21 @@ class Coordinator:
     @property
     def _registered(self) -> dict[int, Member]:
         """Who has registered."""
-        return {member.number: member for member in list(self.membership.members.values()) if member.peer is not None}
+        return {member.number: member for member in self.membership.all() if member.address is not None}
 
     def _tell(self, number: int, message: ControlMessage) -> None:
-        self._send(number, Op.WORD, message.pack())
+        self._send(number, DeviceKind.CONTROL, message.pack())
 
-    def _send(self, number: int, op: Op, payload: bytes) -> None:
+    def _send(self, number: int, kind: MessageKind, payload: bytes) -> None:
         member = self._registered.get(number)
         if member is None:
             return
         try:
-            member.connection.send(op, payload)
+            member.connection.send(kind, payload)
         except ConnectionLost as error:
             self._lose(number, str(error))
         else:
-            self.ledger.book_message("model" if op is Op.MODEL else "control", number, down=len(payload))
+            self.ledger.book_message("model" if kind is DeviceKind.MODEL else "control", number, down=len(payload))
 
     def _welcome(self, number: int, rate: float = 1.0) -> None:
         """A device begins, or begins anew: with the last mean, at its version."""
@@ -461,7 +462,7 @@ class Coordinator:
         planner.versions[number] = version
         steps = max(1, self.config.warmup_steps(planner.unit))  # by which it measures its speed
         self._tell(number, JoinReply(cycle=planner.cycle, version=version, warmup=steps, rate=rate, model=True))
-        self._send(number, Op.MODEL, ModelChunk((self.backed_up, 0, LAST_STEP), self.backup).pack(self.dense))
+        self._send(number, DeviceKind.MODEL, ModelChunk((self.backed_up, 0, LAST_STEP), self.backup).pack(self.dense))
 
     def _lose(self, number: int, why: str, *, ban: bool = False) -> None:
         """A device leaves the available set."""
@@ -483,10 +484,10 @@ class Coordinator:
 
     def _refuse(self, number: int, why: str) -> None:
         """Tell a device why it is of no use here."""
-        for member in list(self.membership.members.values()):
+        for member in self.membership.all():
             if member.number == number:
                 with suppress(ConnectionLost):
-                    member.connection.send(Op.WORD, EndTraining(why=why[:300]).pack())
+                    member.connection.send(DeviceKind.CONTROL, EndTraining(why=why[:300]).pack())
         self.membership.disconnect(number)
 
     def _broadcast_by_another(self) -> None:
@@ -524,14 +525,13 @@ class Coordinator:
             self._note_evaluations()
         if now - self._pinged >= _PING:
             self._pinged = now
-            for member in list(self.membership.members.values()):
-                member.asked += 1  # counted, not timed: answers may be waiting here while this process was busy
-                if (member.asked - 1) * _PING > self.membership.heartbeat_timeout:
+            for member in self.membership.all():
+                if member.connection.unanswered * _PING > self.membership.heartbeat_timeout:
                     self._lose(member.number, f"it has not answered for {self.membership.heartbeat_timeout:g} s")
                     self.membership.disconnect(member.number)
                 else:
                     try:
-                        member.connection.send(Op.PING)
+                        member.connection.ping()
                     except ConnectionLost as error:
                         self._lose(member.number, str(error))
         if self.clock.began is not None:
@@ -545,28 +545,27 @@ class Coordinator:
                         self._tell(holder, BackupRequest(cycle=self.last))
 
     def _receive(self, frame: Frame) -> None:
-        member = self.membership.member(frame.client)
+        member = self.membership.member(frame.sender)
         if member is None:
             return
-        member.asked = 0
         number = member.number
         try:
-            match frame.op:
+            match frame.kind:
                 case None:
-                    self._lose(number, frame.why, ban=isinstance(frame.why, ProtocolFault))
+                    self._lose(number, frame.reason, ban=isinstance(frame.reason, ProtocolFault))
                     self.membership.disconnect(number)
-                case Op.PONG:
+                case Signal.PONG:
                     pass
-                case Op.WORD:
+                case DeviceKind.CONTROL:
                     self.ledger.book_message("control", number, up=len(frame.payload))
                     self._do(member, read_control(frame.payload, "device"))
-                case Op.MODEL:
+                case DeviceKind.MODEL:
                     self.ledger.book_message("model", number, up=len(frame.payload))
                     mean, cycle = read_chunk(frame.payload, self.dense, len(self.backup)), tag_of(frame.payload)[0]
                     if number in self._holders and self.backed_up < cycle <= self.planner.cycle:
                         self.backup, self.backed_up = mean, cycle
                 case _:
-                    raise PayloadError(f"payload: {frame.op.name} is nothing that a device says to its coordinator")
+                    raise PayloadError(f"payload: {frame.kind.name} is nothing that a device says to its coordinator")
         except PayloadError as error:
             self._lose(number, str(error), ban=True)
         except ConnectionLost as error:
@@ -577,7 +576,7 @@ class Coordinator:
         match message:
             case JoinRequest():
                 self._register(member, message)
-            case _ if member.peer is None:
+            case _ if member.address is None:
                 raise PayloadError("payload: a device says who it is before anything else")
             case DeviceReady():
                 self._count(number, message.version)
@@ -612,7 +611,7 @@ class Coordinator:
 
     def _register(self, member: Member, message: JoinRequest) -> None:
         number = member.number
-        member.peer = DeviceAddress(number=number, host=member.connection.host, port=message.port)
+        member.address = DeviceAddress(number=number, host=member.connection.host, port=message.port)
         if number in self.banned:
             self._refuse(number, f"the coordinator does not let it in: {self.banned[number]}")
             return

@@ -33,6 +33,7 @@ from sparsync.engines.devices.messages import (
     CycleStart,
     DeviceAddress,
     DeviceFailed,
+    DeviceKind,
     DeviceReady,
     DevicesLost,
     EndTraining,
@@ -47,9 +48,9 @@ from sparsync.engines.devices.messages import (
     read_control,
     tag_of,
 )
-from sparsync.engines.links import Frame, Op, ProtocolFault
 from sparsync.errors import DivergedError, PayloadError, SparsyncError
 from sparsync.hetero import RingPlan
+from sparsync.transport import Frame, ProtocolFault, Signal
 from sparsync.wire import Dense
 from sparsync.workers import Fleet, LocalTraining, Model
 
@@ -126,7 +127,7 @@ class Device:
         DivergedError
             If its loss is not finite.
         """
-        self.connections.call_again()
+        self.connections.reconnect()
         try:
             while not self.over:
                 self._next()
@@ -142,9 +143,9 @@ class Device:
                 f"device {self.number}: no coordinator for {self.patience:g} s; check its address, the token, and that "
                 "no other device has this number"
             )
-        frame = self.connections.take(0.0 if self._trains else time.monotonic() + 0.2)
+        frame = self.connections.receive(0.0 if self._trains else time.monotonic() + 0.2)
         if frame is not None:
-            self._hear(frame)
+            self._handle(frame)
         elif self.order is not None:
             self._synchronise(self.order)
         elif self._trains:
@@ -163,7 +164,7 @@ class Device:
         if self.fleet.failures:
             step, _ = self.fleet.failures[0]
             why = f"its loss is not finite at step {step}; lower the learning rate or clip gradients"
-            self._say(DeviceFailed(why=why))
+            self._inform(DeviceFailed(why=why))
             raise DivergedError(f"device {self.number}: {why}")
         if self.slowdown > 1:  # by what steps usually take: one that was held up is not to be so many times over
             self.computing.append(time.perf_counter() - begun)
@@ -175,58 +176,58 @@ class Device:
             self.left -= 1
             if not self.left:
                 self.fleet.rate = 1.0
-                self._say(DeviceReady(version=self.version, step_seconds=self._step_seconds))
+                self._inform(DeviceReady(version=self.version, step_seconds=self._step_seconds))
 
     @property
     def _step_seconds(self) -> float:
         return min(max(median(self.durations), SHORTEST_STEP), LONGEST_STEP) if self.durations else SHORTEST_STEP
 
-    # What it is told
+    # Messages
 
-    def _hear(self, frame: Frame) -> None:
-        if frame.client == COORDINATOR:
-            self._hear_coordinator(frame)
+    def _handle(self, frame: Frame) -> None:
+        if frame.sender == COORDINATOR:
+            self._handle_coordinator(frame)
             return
         try:
-            match frame.op:
-                case Op.PONG:
-                    self.answered.add(frame.client)
-                case Op.CHUNK:
+            match frame.kind:
+                case Signal.PONG:
+                    self.answered.add(frame.sender)
+                case DeviceKind.CHUNK:
                     self._keep(frame)
-                case Op.MODEL:
+                case DeviceKind.MODEL:
                     self._merge(frame)
-                case Op.WORD:  # passed on, in case that the coordinator could not tell everyone
+                case DeviceKind.CONTROL:  # passed on, in case that the coordinator could not tell everyone
                     message = read_control(frame.payload, "coordinator")
                     if not isinstance(message, RingCommit):
                         raise PayloadError(f"payload: {message.kind!r} is nothing that devices say to one another")
                     self._do(message)
-                case None if isinstance(frame.why, ProtocolFault):
-                    raise PayloadError(frame.why)
-                case None | Op.PING:  # that it has hung up, who needs it will notice
+                case None if isinstance(frame.reason, ProtocolFault):
+                    raise PayloadError(frame.reason)
+                case None | Signal.PING:  # that it has closed the connection, who needs it will notice
                     pass
                 case _:
-                    raise PayloadError(f"payload: {frame.op.name} is nothing that devices say to one another")
+                    raise PayloadError(f"payload: {frame.kind.name} is nothing that devices say to one another")
         except PayloadError as error:
-            self._blame(frame.client, str(error))
+            self._blame(frame.sender, str(error))
 
-    def _hear_coordinator(self, frame: Frame) -> None:
-        if frame.op not in (None, Op.HELLO):
+    def _handle_coordinator(self, frame: Frame) -> None:
+        if frame.kind not in (None, Signal.HELLO):
             self.alone_since = None
-        match frame.op:
-            case Op.HELLO:  # from the post: connected, perhaps again
+        match frame.kind:
+            case Signal.HELLO:  # of its own connections: the coordinator is reached, perhaps again
                 join = JoinRequest(
                     port=self.connections.port, fingerprint=self.fingerprint, version=self.version, merged=self.merged
                 )
-                self._say(join)
+                self._inform(join)
             case None:
                 if not self.over:
                     if self.alone_since is None:
                         self.alone_since = time.monotonic()
-                    self.connections.call_again()
-            case Op.MODEL:
+                    self.connections.reconnect()
+            case DeviceKind.MODEL:
                 self._adopt(read_chunk(frame.payload, self.dense, self.numel))
                 self.merged, self.welcomed = tag_of(frame.payload)[0], True
-            case Op.WORD:
+            case DeviceKind.CONTROL:
                 self._do(read_control(frame.payload, "coordinator"))
             case _:
                 pass
@@ -258,18 +259,18 @@ class Device:
                 if self.mean is not None:
                     order, mean = self.mean
                     numbers = ModelChunk((order.cycle, order.attempt, LAST_STEP), mean)
-                    self.connections.tell(Op.MODEL, numbers.pack(self.dense))
+                    self.connections.send_coordinator(DeviceKind.MODEL, numbers.pack(self.dense))
             case EndTraining():
                 self._report(self.cycle)
                 self.over, self.why = True, message.why
 
-    def _say(self, message: ControlMessage) -> None:
-        self.connections.tell(Op.WORD, message.pack())
+    def _inform(self, message: ControlMessage) -> None:
+        self.connections.send_coordinator(DeviceKind.CONTROL, message.pack())
 
     def _report(self, cycle: int) -> None:
         self.cycle = cycle
         loss, batches = self.training.losses()
-        self._say(
+        self._inform(
             CycleReport(
                 cycle=cycle,
                 version=self.version,
@@ -281,13 +282,13 @@ class Device:
         )
 
     def _wait(self, ready: Callable[[], bool], seconds: float) -> bool:
-        """Hear what arrives, until something is so. Return whether it is, or the time is over."""
+        """Handle what arrives until a condition holds. Return whether it does, or the time is over."""
         until = time.monotonic() + seconds
         while not ready():
-            frame = self.connections.take(until)
+            frame = self.connections.receive(until)
             if frame is None:
                 return False
-            self._hear(frame)
+            self._handle(frame)
         return True
 
     # Rings
@@ -318,7 +319,7 @@ class Device:
         for step in range(plan.steps):
             tag = (order.cycle, order.attempt, step)
             sent = ModelChunk(tag, own[pieces[plan.sends(step, place)]])
-            self.connections.send(following, Op.CHUNK, sent.pack(self.dense))
+            self.connections.send(following, DeviceKind.CHUNK, sent.pack(self.dense))
             piece = own[pieces[plan.receives(step, place)]]
             arrived = self._receive(order, tag, len(piece))
             if arrived is None:
@@ -345,10 +346,10 @@ class Device:
             if self._left(order):
                 return None
             if not self._lives(previous, order.wait):
-                self._say(DevicesLost(cycle=order.cycle, attempt=order.attempt, devices=self._dead(order)))
+                self._inform(DevicesLost(cycle=order.cycle, attempt=order.attempt, devices=self._dead(order)))
                 break
         else:
-            self._say(DevicesLost(cycle=order.cycle, attempt=order.attempt, devices=[previous.number]))
+            self._inform(DevicesLost(cycle=order.cycle, attempt=order.attempt, devices=[previous.number]))
         self._wait(lambda: self._left(order), 2 * time_out(order.wait, len(order.ring)))
         return None
 
@@ -364,7 +365,7 @@ class Device:
     def _lives(self, peer: DeviceAddress, seconds: float) -> bool:
         """Whether another device answers."""
         self.answered.discard(peer.number)
-        return self.connections.send(peer, Op.PING) and self._wait(lambda: peer.number in self.answered, seconds)
+        return self.connections.send(peer, Signal.PING) and self._wait(lambda: peer.number in self.answered, seconds)
 
     def _dead(self, order: RingStart) -> list[int]:
         """Who does not answer, going back from this member, the previous one first."""
@@ -379,7 +380,7 @@ class Device:
     def _agreed(self, order: RingStart, mean: Tensor) -> bool:
         """Whether all members hold the mean, as the coordinator says, or somebody whom it could tell."""
         digest = hashlib.blake2b(self.dense.encode_body(mean), digest_size=16).hexdigest()
-        self._say(RingDone(cycle=order.cycle, attempt=order.attempt, digest=digest))
+        self._inform(RingDone(cycle=order.cycle, attempt=order.attempt, digest=digest))
         limit = 2 * time_out(order.wait, len(order.ring))
         self._wait(lambda: self.committed == order.tag or self._left(order), limit)
         if self.alone_since is not None:
@@ -388,20 +389,22 @@ class Device:
             return False
         message = RingCommit(cycle=order.cycle, attempt=order.attempt).pack()
         others = order.ring[order.place + 1 :] + order.ring[: order.place]
-        any(self.connections.send(peer, Op.WORD, message) for peer in others)  # to the next who can be reached
+        any(
+            self.connections.send(peer, DeviceKind.CONTROL, message) for peer in others
+        )  # to the next who can be reached
         return True
 
     def _keep(self, frame: Frame) -> None:
         """A piece of a model, perhaps of a ring that has not begun here; of every member those of its latest ring."""
         cycle, attempt, step = tag_of(frame.payload)
-        ring, pieces = self.pieces.get(frame.client, ((0, 0), {}))
+        ring, pieces = self.pieces.get(frame.sender, ((0, 0), {}))
         if (cycle, attempt) > ring:
             ring, pieces = (cycle, attempt), {}
         if sum(map(len, pieces.values())) + len(frame.payload) > 2 * self.fleet.model_bytes + LONGEST_CONTROL:
             raise PayloadError("payload: more pieces of models than any ring has")
         if (cycle, attempt) == ring:
             pieces[step] = frame.payload
-            self.pieces[frame.client] = ring, pieces
+            self.pieces[frame.sender] = ring, pieces
 
     # Means
 
@@ -431,12 +434,12 @@ class Device:
 
         def send() -> None:
             for peer in order.others:
-                self.connections.send(peer, Op.MODEL, payload)
-            self._say(BroadcastDone(cycle=cycle))
+                self.connections.send(peer, DeviceKind.MODEL, payload)
+            self._inform(BroadcastDone(cycle=cycle))
 
         threading.Thread(target=send, daemon=True).start()
 
     def _blame(self, number: int, why: str, order: RingStart | None = None) -> None:
         """A message that cannot be used costs its sender."""
         cycle, attempt = order.tag if order is not None else (self.merged, 0)
-        self._say(DevicesLost(cycle=cycle, attempt=attempt, devices=[number], why=why[:300]))
+        self._inform(DevicesLost(cycle=cycle, attempt=attempt, devices=[number], why=why[:300]))

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from sparsync.errors import PayloadError
+from sparsync.transport import MessageKind
 from sparsync.wire import HEADER_BYTES, Dense, pack, unpack
 from sparsync.wire.parcel import RAW
 
@@ -25,6 +26,14 @@ SHORTEST_STEP, LONGEST_STEP = 1e-6, 1e6
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Time = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 StepTime = Annotated[float, Field(ge=SHORTEST_STEP, le=LONGEST_STEP)]
+
+
+class DeviceKind(MessageKind):
+    """What a message among devices and their coordinator is for."""
+
+    CONTROL = 16  # a `ControlMessage`
+    CHUNK = 17  # device: a piece of a model, round the ring
+    MODEL = 18  # device, or coordinator: a whole model
 
 
 class ControlMessage(BaseModel):

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsync.engines import Budget, PaceAction, RoundLoop
-from sparsync.federated import FedAvg, Federation, Server
+from sparsync.engines import Budget, LocalClients, PaceAction, RoundLoop
+from sparsync.federated import FedAvg, Federation, FederationContext, ServerContext
 from sparsync.system import Profile
 from sparsync.task import Task, from_arrays, partition
 from sparsync.workers import Arena, ClientRuntime
@@ -47,9 +47,12 @@ def federation(task: Task, parts: list[Indices], **settings: object) -> tuple[Ro
     runtime = ClientRuntime(
         Arena(module, 1, torch.device("cpu"), torch.float32), task, module, parts, said.local_work(32), 0
     )
-    server = Server(runtime.vector, module, [len(part) for part in parts], said)
+    context = ServerContext(runtime.vector, module, [len(part) for part in parts], said)
+    site = FederationContext(runtime.vector, module, said)
+    clients = LocalClients(FedAvg().make_client(site), site, runtime)
     budget = Budget(said.rounds, said.eval_every)
-    return RoundLoop(server, runtime, FedAvg().serve(server), task, budget, Profile(), lambda _: None), runtime
+    server = FedAvg().make_server(context)
+    return RoundLoop(context, server, clients, runtime, task, budget, Profile(), lambda _: None), runtime
 
 
 def resident(which: str) -> int:

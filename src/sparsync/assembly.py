@@ -14,11 +14,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsync.engines import AsyncRoundLoop, Budget, EpochLoop, PaceAction, PeerLoop, Progress, RoundLoop
+from sparsync.engines import (
+    AsyncRoundLoop,
+    Budget,
+    Clients,
+    EpochLoop,
+    LocalClients,
+    PaceAction,
+    PeerLoop,
+    Progress,
+    RoundLoop,
+)
 from sparsync.engines.devices import Coordinator, Device, DeviceConnections, Membership, chunk_limit
 from sparsync.errors import UsageError
 from sparsync.experiment import Experiment
-from sparsync.federated import Asynchronous, FederatedStrategy, Server
+from sparsync.federated import AsynchronousServer, FederatedStrategy, FederationContext, ServerContext
 from sparsync.identity import common
 from sparsync.peers import HADFL, PeerStrategy
 from sparsync.split import Clients, LocalClients, SplitStrategy, SplitTrainer, default_cut, split_at
@@ -115,7 +125,7 @@ class SeedSetting:
         if isinstance(strategy, SplitStrategy):
             return self._epochs(strategy, emit)
         name = type(strategy).__name__
-        raise UsageError(f"{name}: a strategy has a method start(fleet), serve(server) or split(site); add one")
+        raise UsageError(f"{name}: a strategy has start(fleet) or split(site), or is a FederatedStrategy; make it one")
 
     def _peers(self, strategy: PeerStrategy, emit: Emit) -> PeerLoop:
         fleet, training = self._fleet(self.group)
@@ -189,28 +199,43 @@ class SeedSetting:
         )
 
     def _rounds(self, strategy: FederatedStrategy, emit: Emit) -> RoundLoop:
-        said, seed, group = self.experiment, self.seed, self.group
-        settings = said.federation
+        runtime = self.client_runtime()
+        return self.rounds(strategy, self.clients(strategy, runtime), runtime, emit)
+
+    def client_runtime(self) -> ClientRuntime:
+        """Return a place where clients train, and models are evaluated."""
+        said, seed = self.experiment, self.seed
         module = self.task.module(seed, self.dtype).to(said.device)
         arena = Arena(module, 1, torch.device(said.device), self.dtype)
-        runtime = ClientRuntime(arena, self.task, module, self.parts, settings.local_work(said.batch_size), seed)
-        samples = [len(part) for part in self.parts]
-        server = Server(
+        work = said.federation.local_work(said.batch_size)
+        return ClientRuntime(arena, self.task, module, self.parts, work, seed)
+
+    def clients(self, strategy: FederatedStrategy, runtime: ClientRuntime) -> LocalClients:
+        """Return the clients of a federated strategy, who train in this process."""
+        settings, classes = self.experiment.federation, self.task.dataset.classes
+        module = runtime.learner.bound.module
+        context = FederationContext(runtime.vector, module, settings, classes=classes, seed=self.seed)
+        return LocalClients(strategy.make_client(context), context, runtime)
+
+    def rounds(self, strategy: FederatedStrategy, clients: Clients, runtime: ClientRuntime, emit: Emit) -> RoundLoop:
+        """Return the loop of a federated strategy's server, whose clients may be anywhere."""
+        said, settings = self.experiment, self.experiment.federation
+        context = ServerContext(
             runtime.vector,
-            module,
-            samples,
+            runtime.learner.bound.module,
+            [len(part) for part in self.parts],
             settings,
             batch_size=said.batch_size,
             classes=self.task.dataset.classes,
-            seed=seed,
+            seed=self.seed,
             joined=runtime.learner.behaviour.lonely is not None,
-            group=group,
+            group=self.group,
         )
         budget = Budget(settings.rounds, settings.eval_every, said.target, said.stop_at_target, said.seconds)
-        state, rest = strategy.serve(server), (self.task, budget, said.profile, emit)
-        if isinstance(state, Asynchronous):
-            return AsyncRoundLoop(server, runtime, state, *rest)
-        return RoundLoop(server, runtime, state, *rest)
+        server, rest = strategy.make_server(context), (clients, runtime, self.task, budget, said.profile, emit)
+        if isinstance(server, AsynchronousServer):
+            return AsyncRoundLoop(context, server, *rest)
+        return RoundLoop(context, server, *rest)
 
     def _epochs(self, strategy: SplitStrategy, emit: Emit) -> EpochLoop:
         said, settings = self.experiment, self.experiment.split

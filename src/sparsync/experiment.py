@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sparsync import spec
 from sparsync.errors import UsageError
-from sparsync.federated import FederatedStrategy, Federation, RequiresFederation
+from sparsync.federated import FederatedStrategy, Federation
 from sparsync.peers import Follower, PeerStrategy
 from sparsync.settings import split_label
 from sparsync.split import SplitSettings, SplitStrategy
@@ -239,7 +239,7 @@ class Experiment(_Settings):
         for label, text in self.strategies.items():
             strategy = STRATEGIES.build(text)
             families |= {family for family in (FederatedStrategy, SplitStrategy) if isinstance(strategy, family)}
-            if isinstance(strategy, RequiresFederation):
+            if isinstance(strategy, FederatedStrategy):
                 strategy.check(self.federation)
             if isinstance(strategy, Follower) and strategy.match is not None:
                 matching(strategy.match, seen)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparsync import STRATEGIES
-from sparsync.federated import FedAvg, Server
-from sparsync.federated.fedavg import FedAvgState
+from sparsync.federated import FedAvg, FederationContext, Reply
+from sparsync.federated.fedavg import FedAvgClient
 from sparsync.spec import config
 from sparsync.workers import Client
 
@@ -16,11 +18,11 @@ MENDED = False
 class Faulty(FedAvg):
     """FedAvg with clients that fail."""
 
-    def serve(self, server: Server) -> FedAvgState:
-        return FaultyState(self, server)
+    def make_client(self, context: FederationContext) -> FedAvgClient:
+        return FaultyClient(self, context)
 
 
-class FaultyState(FedAvgState):
-    def local_update(self, client: Client, payload: bytes) -> bytes:
-        upload = super().local_update(client, payload)
-        return upload if MENDED or client.round < 2 else upload[:-1]
+class FaultyClient(FedAvgClient):
+    def respond(self, client: Client, message: bytes) -> Reply:
+        reply = super().respond(client, message)
+        return reply if MENDED or client.round < 2 else replace(reply, payload=reply.payload[:-1])

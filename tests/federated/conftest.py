@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from processes import GIVEN_UP
-from sparsync.engines import AsyncRoundLoop, Budget, PaceAction, RoundLoop
+from sparsync.engines import AsyncRoundLoop, Budget, LocalClients, PaceAction, RoundLoop
 from sparsync.engines.shared import SharedMemory
-from sparsync.federated import Asynchronous, Federation, Server
+from sparsync.federated import AsynchronousServer, Federation, FederationContext, ServerContext
 from sparsync.strategies import STRATEGIES
 from sparsync.system import Profile
 from sparsync.task import Dataset, Task, from_arrays
@@ -79,7 +79,7 @@ def federation(blobs: Dataset) -> Make:
             runtime = ClientRuntime(
                 Arena(module, 1, torch.device(device), dtype), task, module, parts, said.local_work(batch_size), seed
             )
-            server = Server(
+            server = ServerContext(
                 runtime.vector,
                 module,
                 sizes,
@@ -92,10 +92,12 @@ def federation(blobs: Dataset) -> Make:
         if isinstance(strategy, str):
             strategy = STRATEGIES.build(strategy)
         lines: list[dict[str, Any]] = []
-        state = strategy.serve(server)
+        state = strategy.make_server(server)
+        site = FederationContext(runtime.vector, module, said, classes=task.dataset.classes, seed=seed)
+        clients = LocalClients(strategy.make_client(site), site, runtime)
         budget = Budget(said.rounds, said.eval_every, target)
-        kind = AsyncRoundLoop if isinstance(state, Asynchronous) else RoundLoop
-        loop = kind(server, runtime, state, task, budget, profile or Profile(), lines.append)
+        kind = AsyncRoundLoop if isinstance(state, AsynchronousServer) else RoundLoop
+        loop = kind(server, state, clients, runtime, task, budget, profile or Profile(), lines.append)
         saved: list[Any] = []
 
         def run(rounds: int) -> Tensor:
@@ -109,7 +111,15 @@ def federation(blobs: Dataset) -> Make:
             return state.model().clone()
 
         return SimpleNamespace(
-            loop=loop, server=server, runtime=runtime, state=state, task=task, lines=lines, saved=saved, run=run
+            loop=loop,
+            server=server,
+            clients=clients,
+            runtime=runtime,
+            state=state,
+            task=task,
+            lines=lines,
+            saved=saved,
+            run=run,
         )
 
     return make

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsync.federated import Federation, Server, Upload
+from sparsync.engines import LocalClients
+from sparsync.federated import Federation, FederationContext, ServerContext, Upload
 from sparsync.randomness import generator
 from sparsync.strategies import STRATEGIES
 from sparsync.task import Dataset, Task, from_arrays
@@ -99,7 +100,7 @@ class Small:
         self.parts = np.split(np.arange(sum(shares)), np.cumsum(shares)[:-1])
         arena = Arena(self.module, 1, torch.device("cpu"), dtype)
         self.runtime = ClientRuntime(arena, self.task, self.module, self.parts, said.local_work(batch_size), seed)
-        self.server = Server(
+        self.server = ServerContext(
             self.runtime.vector,
             self.module,
             shares,
@@ -110,8 +111,11 @@ class Small:
         )
         self.schedule = SCHEDULES.build(said.schedule)
         self.config = STRATEGIES.build(strategy) if isinstance(strategy, str) else strategy
-        self.state = self.config.serve(self.server)
+        self.state = self.config.make_server(self.server)
+        site = FederationContext(self.runtime.vector, self.module, said, classes=self.task.dataset.classes, seed=seed)
+        self.clients = LocalClients(self.config.make_client(site), site, self.runtime)
         self.exchanges = 0
+        self.within = 0  # exchanges of the current round
 
     @property
     def view(self):
@@ -127,7 +131,7 @@ class Small:
         return torch.cat((self.view.gather_rest(model[: self.view.total]), model[self.view.total :]))
 
     def client(self, number: int = 0, round_: int = 0) -> Client:
-        return Client(number, round_, self.schedule(round_), self.runtime)
+        return Client(number, round_, self.schedule(round_), self.runtime, self.within)
 
     def send(self, round_: int, cohort: Sequence[int] | None = None) -> Exchange:
         """All of an exchange but the server's last word."""
@@ -138,10 +142,11 @@ class Small:
         made = Exchange(round_, self.state.downlink(round_), before)
         for number in chosen:
             client = self.client(number, round_)
-            made.uploads[number] = self.state.local_update(client, made.payload)
+            reply = self.clients.respond(client, made.payload)
+            made.uploads[number] = reply.payload
             made.trained[number] = client.model()
             made.counters[number] = self.server.exact.read()
-            made.notes[number], made.steps[number] = client.report, client.steps
+            made.notes[number], made.steps[number] = dict(reply.notes), client.steps
         return made
 
     def finish(self, made: Exchange) -> Exchange:
@@ -153,6 +158,7 @@ class Small:
         made.over = self.state.aggregate(made.round, uploads) is not False
         made.journal, made.refused = dict(self.server.journal), list(self.server.rejected)
         self.exchanges += 1
+        self.within = 0 if made.over else self.within + 1
         return made
 
     def exchange(self, round_: int, cohort: Sequence[int] | None = None) -> Exchange:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sparsync import Experiment, compare
 from sparsync.engines import PaceAction
 from sparsync.engines.checkpoint import load_tree, save_tree
 from sparsync.errors import SparsyncError, UsageError
-from sparsync.federated import Asynchronous, FedAsync, FedAvg, FedBuff, Upload
+from sparsync.federated import AsynchronousServer, FedAsync, FedAvg, FedBuff, Upload
 from sparsync.strategies import STRATEGIES
 from sparsync.system import Profile
 
@@ -44,8 +45,13 @@ def watch(made):
 
 def meddle(made, when):
     """Cut uploads short, where `when(client)` holds."""
-    update = made.state.local_update
-    made.state.local_update = lambda client, payload: update(client, payload)[: -1 if when(client) else None]
+    update = made.clients.respond
+
+    def damaged(client, payload):
+        reply = update(client, payload)
+        return replace(reply, payload=reply.payload[:-1]) if when(client) else reply
+
+    made.clients.respond = damaged
 
 
 # Who arrives when, and how stale ------------------------------------------------------------------------------------
@@ -319,9 +325,9 @@ def test_what_does_not_go_with_the_federation_is_refused(federation):
 
 
 def test_who_is_asynchronous(federation):
-    assert isinstance(federation(FedAsync()).state, Asynchronous)
-    assert isinstance(federation(FedBuff()).state, Asynchronous)
-    assert not isinstance(federation(FedAvg()).state, Asynchronous)
+    assert isinstance(federation(FedAsync()).state, AsynchronousServer)
+    assert isinstance(federation(FedBuff()).state, AsynchronousServer)
+    assert not isinstance(federation(FedAvg()).state, AsynchronousServer)
 
 
 # The same bits again ------------------------------------------------------------------------------------------------
@@ -377,8 +383,8 @@ def test_several_processes_do_what_one_does(federation, together, spec, size):
         made = federation(spec, profile=SLOW, group=group)
         meddle(made, lambda client: client.number == 2)
         trained = made.trained = []
-        update = made.state.local_update
-        made.state.local_update = lambda client, payload: trained.append(client.number) or update(client, payload)
+        update = made.clients.respond
+        made.clients.respond = lambda client, payload: trained.append(client.number) or update(client, payload)
         made.run(6)
         return made
 

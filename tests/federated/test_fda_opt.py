@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_the_controller_follows_the_exact_variance_of_the_models(federation, wei
     def look(round_, uploads):
         uploads = list(uploads)
         if state.asked == 2:
-            models.update({upload.client: state.whole.decode(upload.payload).double() for upload in uploads})
+            models.update({upload.client: state.up.decode(upload.payload).double() for upload in uploads})
         thresholds.append(state.threshold)
         return aggregate(round_, iter(uploads))
 
@@ -159,14 +160,14 @@ def test_all_clients_of_a_round_take_the_same_number_of_steps(federation, drop_l
         FDAOpt(max_epochs=2, threshold=math.inf, adaptive=False), sizes=[5, 17, 30, 128], drop_last=drop_last
     )
     taken = {}
-    update = made.state.local_update
+    update = made.clients.respond
 
     def look(client, payload):
         upload = update(client, payload)
         taken.setdefault((client.round, client.number), []).append(client.steps)
         return upload
 
-    made.state.local_update = look
+    made.clients.respond = look
     made.run(2)
     longest = 12 if drop_last else 13
     assert taken == {
@@ -200,13 +201,13 @@ def test_clients_remember_nothing_after_a_round(federation):
 
 def corrupt(made, bad):
     """Let uploads arrive damaged of clients for which `bad(client)` holds."""
-    update = made.state.local_update
+    update = made.clients.respond
 
     def damaged(client, payload):
         upload = update(client, payload)
-        return upload[:-1] if bad(client) else upload
+        return replace(upload, payload=upload.payload[:-1]) if bad(client) else upload
 
-    made.state.local_update = damaged
+    made.clients.respond = damaged
 
 
 def test_who_fails_is_out_of_the_round(federation):

@@ -152,7 +152,7 @@ def test_an_evaluation_is_of_the_global_model(federation):
 def test_what_the_server_decodes_is_the_clients_model_to_within_the_codec(federation, uplink, bound):
     made = federation(FedAvg(uplink=uplink))
     state, client = made.state, Client(0, 0, 1.0, made.runtime)
-    upload = state.local_update(client, state.downlink(0))
+    upload = made.clients.respond(client, state.downlink(0)).payload
     trained = client.model()
     error = (state.decode(upload) - trained).abs()
     slack = 0 if uplink == "float32" else 1e-6  # sums of float32
@@ -164,7 +164,7 @@ def test_what_the_server_decodes_is_the_clients_model_to_within_the_codec(federa
 def test_an_upload_through_topk_holds_exactly_the_largest_changes(federation):
     made = federation(FedAvg(uplink="topk(0.05)+q8"))
     state, client = made.state, Client(0, 0, 1.0, made.runtime)
-    upload = state.local_update(client, state.downlink(0))
+    upload = made.clients.respond(client, state.downlink(0)).payload
     change = client.model() - state.sent
     decoded = state.decode(upload) - state.sent
     count = round(0.05 * len(change))
@@ -177,18 +177,18 @@ def test_error_feedback_makes_up_for_what_was_lost(federation):
     """Over rounds, what a client was taken to have changed, plus its memory, is all that it changed."""
     made = federation("fedavg:uplink=ef(topk(0.1)+q4)", sizes=[90, 90], cohort=1)
     state = made.state
-    assert state.stateful
+    assert made.clients.stateful
     wished, arrived = {}, {}
-    update = state.local_update
+    update = made.clients.respond
 
     def follow(client, payload):
         upload = update(client, payload)
         change = client.model() - state.down.decode(payload)
         wished[client.number] = wished.get(client.number, 0) + change
-        arrived[client.number] = arrived.get(client.number, 0) + state.decode(upload) - state.sent
+        arrived[client.number] = arrived.get(client.number, 0) + state.decode(upload.payload) - state.sent
         return upload
 
-    state.local_update = follow
+    made.clients.respond = follow
     made.run(6)
     assert set(wished) == {0, 1} == set(made.runtime.memories)
     for number, memory in made.runtime.memories.items():
@@ -199,7 +199,7 @@ def test_error_feedback_makes_up_for_what_was_lost(federation):
 def test_without_feedback_clients_keep_nothing(federation):
     made = federation("fedavg:uplink=topk(0.1)+q4")
     made.run(2)
-    assert not made.state.stateful
+    assert not made.clients.stateful
     assert made.runtime.memories == {}
 
 
@@ -210,7 +210,7 @@ def test_a_lossy_downlink_leaves_server_and_clients_with_the_same_model(federati
     state, before = made.state, made.state.weights
     client = Client(0, 0, 1.0, made.runtime)
     payload = state.downlink(0)
-    state.local_update(client, payload)
+    made.clients.respond(client, payload)
     assert torch.equal(client.model(), state.sent)
     assert not torch.equal(state.sent, before)
     assert torch.equal(made.run(1), state.sent)
@@ -226,7 +226,7 @@ def test_stochastic_downloads_are_the_same_bytes_whoever_encodes_them(federation
 def test_buffers_pass_lossy_codecs_unharmed(federation):
     made = federation(FedAvg(uplink="topk(0.1)+q4", downlink="bf16"), model=normed)
     state, client = made.state, Client(0, 0, 1.0, made.runtime)
-    upload = state.local_update(client, state.downlink(0))
+    upload = made.clients.respond(client, state.downlink(0)).payload
     d = made.runtime.vector.d
     assert torch.equal(state.decode(upload)[d:], client.model()[d:])
     assert not torch.equal(state.decode(upload)[:d], client.model()[:d])

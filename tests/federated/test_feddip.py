@@ -96,7 +96,7 @@ class TestLocalStep:
         made.runtime.module[0].register_forward_hook(
             lambda layer, inputs, output: seen.append(layer.weight.detach().clone())
         )
-        made.state.local_update(client, exchange.payload)
+        made.clients.respond(client, exchange.payload)
         first = made.view.split(made.state.mask)[0].view(4, 1, 3, 3)
         assert len(seen) == 4
         assert all(not bool(weight[~first].any()) for weight in seen)
@@ -342,9 +342,8 @@ class TestBytes:
         for round_ in (1, 5):  # none of five and all of five decide
             client = made.client(0, round_)
             client.load(made.state.weights)
-            client.train = lambda **options: None
-            received = made.state.weights
-            sent[round_] = lengths(made.state.send(client, received, made.state.train_on(client, mask)))
+            work = made.clients.half.work_on(client, made.state.weights, mask)
+            sent[round_] = lengths(made.clients.half.reply(client, work).payload)
         assert sum(sent[1].values()) == 5_180_688
         assert sum(sent[5].values()) == 44_918_928
         mean = (4 * 5_180_688 + 44_918_928) / 5

@@ -77,7 +77,7 @@ class TestMove:
             return loss
 
         made.runtime.learner.backward = noted
-        payload = made.state.local_update(client, made.state.downlink(1))
+        payload = made.clients.respond(client, made.state.downlink(1)).payload
         model, mask = made.state.up.decode_mask(payload)
         return made, held, grads, made.prunable(model), mask
 

@@ -55,14 +55,14 @@ def test_two_alike_layers_keep_a_fifth_each(spec):
 def test_zerofl_s_activations_are_as_sparse_as_is_asked():
     made = Small(ZeroFL(sparsity=0.95))
     made.run(1)
-    assert {layer.density for layer in made.state.pruning._layers.values()} == {exact(0.05)}
+    assert {layer.density for layer in made.clients.half.pruning._layers.values()} == {exact(0.05)}
     assert Small(ZeroFL(sparsity=0.95, mask_ratio=0.05)).state.sparsity == 0.9
 
 
 def test_flash_counts_the_ones_of_layers_beyond_float32(monkeypatch):
     made, ones = Small(Flash(sparsity=0.8)), 2**24 + 1
-    model = torch.zeros_like(made.state.weights)
-    made.state.up = SimpleNamespace(decode_mask=lambda payload: (model, torch.ones(1, dtype=torch.bool)))
+    model, mask = torch.zeros_like(made.state.weights), torch.ones(made.view.numel, dtype=torch.bool)
+    made.state.up = SimpleNamespace(decode_mask=lambda payload: (model, mask))
     asked = []
 
     def chosen(view, x, wished):
@@ -70,7 +70,7 @@ def test_flash_counts_the_ones_of_layers_beyond_float32(monkeypatch):
         return torch.ones(made.view.numel, dtype=torch.bool)
 
     monkeypatch.setattr(flash, "layer_top_k_mask", chosen)
-    monkeypatch.setattr(made.view, "split", lambda mask: [mask.expand(ones)] * len(made.view.sizes))
+    monkeypatch.setattr(made.view, "split", lambda mask: [mask[:1].expand(ones)] * len(made.view.sizes))
     monkeypatch.setattr(made.state.watch, "agreement", lambda: None)
     payload = pack_numbers(torch.ones(1), "control")
     made.state.aggregate(0, iter([Upload(number, payload) for number in range(4)]))

@@ -158,10 +158,10 @@ class TestOriginalOrder:
         state, draw = made.state, torch.Generator().manual_seed(3)
         squares = torch.randn(540, generator=draw).square() ** 3
         weights, mask = torch.randn(540, generator=draw), torch.rand(540, generator=draw) < 0.5
-        state.times = torch.rand(540, generator=draw).double() + 0.5
+        state.decided.times = torch.rand(540, generator=draw).double() + 0.5
         made.view.sizes = (540,)  # as one layer
         found = state.decided(squares, mask, weights, 1 - 1e-9)
-        every = [x.tolist() for x in (squares.double(), state.times, mask, weights)]
+        every = [x.tolist() for x in (squares.double(), state.decided.times, mask, weights)]
         assert found.nonzero().squeeze(1).tolist() == original(*every, droppable)
 
     def test_large_weights_are_never_dropped_in_any_layer(self):

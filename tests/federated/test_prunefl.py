@@ -11,6 +11,7 @@ from sparsync.federated import PruneFL
 from sparsync.federated.prunefl import worthwhile
 from sparsync.sparsity import Cubic, counts, erk
 from sparsync.strategies import STRATEGIES
+from sparsync.wire import KnownSupport
 from sparsync.workers import Client
 from tolerance import distance, rounding
 
@@ -81,7 +82,7 @@ class TestRounds:
         on = torch.ones(made.view.total)
         made.view.scatter_(on, mask.float())
         steps = len(client.batches)
-        client.train(range(steps - 1), before_step=lambda: client.grad.mul_(on))
+        client.train(range(steps - 1), before_step=lambda _, grad: grad.mul_(on))
         return made.view.gather(client.gradient(client.batches[steps - 1])).square()
 
     def test_b9_a_round_that_decides(self):
@@ -89,7 +90,7 @@ class TestRounds:
         made.exchange(0)
         mask = made.state.mask.clone()
         exchange = made.send(1)
-        sent = {n: made.state.up.decode(x, made.state.support(1, mask), [M]) for n, x in exchange.uploads.items()}
+        sent = {n: made.state.up.decode(x, KnownSupport(mask), [M]) for n, x in exchange.uploads.items()}
         squares = {n: x[-M:] for n, x in sent.items()}
         for number, found in squares.items():
             expected = self.gradient(made, number, 1, exchange.received, mask)
@@ -138,7 +139,9 @@ class TestRounds:
         plain, slow = Small(prunefl()), Small(prunefl(layer_time={"6.weight": 50.0}))
         for made in (plain, slow):
             made.run(2)
-        assert torch.equal(slow.state.times, slow.view.expand(torch.tensor([1.0, 1.0, 50.0], dtype=torch.float64)))
+        assert torch.equal(
+            slow.state.decided.times, slow.view.expand(torch.tensor([1.0, 1.0, 50.0], dtype=torch.float64))
+        )
         assert (
             slow.view.layer_density(slow.state.mask)["6.weight"]
             <= plain.view.layer_density(plain.state.mask)["6.weight"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,14 +72,14 @@ def test_the_clock_waits_for_the_slowest_of_a_cohort(federation):
 def test_the_training_loss_is_the_mean_over_all_batches_since_the_last_evaluation(federation):
     made = federation(FedAvg(), eval_every=2, cohort=3)
     sums = []
-    update = made.state.local_update
+    update = made.clients.respond
 
     def look(client, payload):
         upload = update(client, payload)
         sums.append((client.loss_sum, client.steps))
         return upload
 
-    made.state.local_update = look
+    made.clients.respond = look
     for _ in range(2):
         sums.clear()
         made.run(2)
@@ -89,14 +90,14 @@ def test_the_training_loss_is_the_mean_over_all_batches_since_the_last_evaluatio
 
 def test_notes_of_server_and_clients_make_one_line_per_round(federation):
     made = federation(FedAvg(), cohort=3)
-    update = made.state.local_update
+    update = made.clients.respond
 
     def noting(client, payload):
-        client.note({"number": client.number, **({"even": 1.0} if client.number % 2 == 0 else {})})
         made.server.record(height=2.5)
-        return update(client, payload)
+        notes = {"number": client.number, **({"even": 1.0} if client.number % 2 == 0 else {})}
+        return replace(update(client, payload), notes=notes)
 
-    made.state.local_update = noting
+    made.clients.respond = noting
     for round_ in range(1, 4):
         selected = made.server.sample(made.server.generator("select", round_ - 1, 0))
         made.run(1)
@@ -185,10 +186,13 @@ def test_a_loss_that_is_not_finite_is_none_not_a_word_that_json_lacks(federation
 
 def meddle(made, when, how):
     """Replace uploads by what `how` makes of them, where `when(client)` holds."""
-    update = made.state.local_update
-    made.state.local_update = lambda client, payload: (
-        how(update(client, payload)) if when(client) else update(client, payload)
-    )
+    update = made.clients.respond
+
+    def respond(client, payload):
+        reply = update(client, payload)
+        return replace(reply, payload=how(reply.payload)) if when(client) else reply
+
+    made.clients.respond = respond
 
 
 def flipped(payload):
@@ -236,15 +240,15 @@ def test_a_client_whose_loss_diverges_is_refused_and_stops_training(pulls):
 @pytest.mark.parametrize("uplink", ["topk(0.5)", "q8", "ef(topk(0.5)+q8)"])
 def test_divergence_is_noticed_through_a_codec_and_a_client_may_recover(pulls, uplink):
     made = pulls(FedAvg(uplink=uplink), [[(4, 2)], [(4, 2)]])
-    update = made.state.local_update
+    update = made.clients.respond
 
     def diverging(client, payload):
         if (client.number, client.round) != (1, 1):
             return update(client, payload)
-        client.train = lambda: client.params.fill_(math.nan)
+        client.train = lambda *steps, **options: client.params.fill_(math.nan)
         return update(client, payload)
 
-    made.state.local_update = diverging
+    made.clients.respond = diverging
     made.run(4)
     assert [(line["round"], line["client"]) for line in kinds(made, "rejection")] == [(2, 1)]
 
@@ -463,8 +467,8 @@ def test_stateful_clients_stay_in_one_process(federation, together, processes):
     def job(group):
         made = federation("scaffold", cohort=4, group=group)
         homes = []
-        update = made.state.local_update
-        made.state.local_update = lambda client, payload: homes.append(client.number) or update(client, payload)
+        update = made.clients.respond
+        made.clients.respond = lambda client, payload: homes.append(client.number) or update(client, payload)
         made.run(5)
         return set(homes)
 
@@ -507,7 +511,7 @@ def test_a_cohort_of_a_thousand_out_of_a_hundred_thousand_clients(federation):
 def test_uploads_are_made_one_by_one_as_the_server_asks(federation):
     made = federation(FedAvg())
     events = []
-    update, average = made.state.local_update, made.server.average
+    update, average = made.clients.respond, made.server.average
 
     def slow(client, payload):
         events.append("train")
@@ -516,7 +520,7 @@ def test_uploads_are_made_one_by_one_as_the_server_asks(federation):
     def watched(uploads, decode, numel):
         return average(uploads, lambda payload: events.append("decode") or decode(payload), numel)
 
-    made.state.local_update, made.server.average = slow, watched
+    made.clients.respond, made.server.average = slow, watched
     made.run(1)
     assert events == ["train", "decode"] * 6
 
@@ -533,12 +537,12 @@ def test_a_wrong_codec_on_the_client_is_a_refusal_not_a_crash(federation):
 def test_a_client_may_look_at_its_round(federation):
     made = federation(FedAvg(), schedule="step:every=1,factor=0.5", optimizer="sgd:lr=0.2")
     seen = []
-    update = made.state.local_update
+    update = made.clients.respond
 
     def look(client: Client, payload):
         seen.append((client.round, client.learning_rate, client.samples))
         return update(client, payload)
 
-    made.state.local_update = look
+    made.clients.respond = look
     made.run(2)
     assert seen == [(0, 0.2, 30)] * 6 + [(1, 0.1, 30)] * 6

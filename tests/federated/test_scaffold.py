@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from sparsync.federated import FedAvg, Scaffold, Upload
-from sparsync.federated.server import TooFewUploads
+from sparsync.federated.context import TooFewUploads
 from sparsync.strategies import STRATEGIES
 
 TWO = [[(4, 0)], [(-2, 0)]]  # minima of two clients; that of their mean is at 1
@@ -82,13 +84,13 @@ def test_twice_the_bytes_of_fedavg(federation):
 
 def test_a_refused_upload_leaves_the_clients_variate_as_it_was(federation):
     made = federation(Scaffold())
-    update = made.state.local_update
+    update = made.clients.respond
 
     def corrupted(client, payload):
         upload = update(client, payload)
-        return upload[:-1] if (client.number, client.round) == (3, 1) else upload
+        return replace(upload, payload=upload.payload[:-1]) if (client.number, client.round) == (3, 1) else upload
 
-    made.state.local_update = corrupted
+    made.clients.respond = corrupted
     made.run(1)
     before = controls(made, 6)[3]
     made.run(1)

@@ -8,7 +8,7 @@ import torch
 
 from sparsync.errors import PayloadError, UsageError
 from sparsync.federated import FedAvg, Federation, Upload
-from sparsync.federated.server import TooFewUploads
+from sparsync.federated.context import TooFewUploads
 from sparsync.wire import Dense
 from tolerance import distance, rounding
 

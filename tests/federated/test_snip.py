@@ -84,7 +84,7 @@ def test_the_drawn_weights_are_xavier_s():
     made = Small(Snip(), model="mlp:hidden=200")
     client = made.client()
     client.load(made.server.initial)
-    made.state._draw(client)
+    made.clients.half.draw(client)
     for part, (out, into) in zip(made.view.split(made.view.gather(client.params)), made.view.shapes, strict=True):
         assert float(part.std()) == pytest.approx((2 / (out + into)) ** 0.5, rel=0.05)
     assert torch.equal(made.rest(client.model()), made.rest(made.server.initial))

@@ -56,7 +56,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(spec, tmp_path):
 def test_it_learns_and_all_bytes_are_booked(spec):
     made = Small(spec, cohort=3, epochs=4)
     sent, values = [], []
-    downlink, update = made.state.downlink, made.state.local_update
+    downlink, update = made.state.downlink, made.clients.respond
 
     def seen(payload, times=1):
         whole = made.server.exact.join(payload, made.server.exact.values)  # BatchNorm's counters travel beside it
@@ -65,9 +65,17 @@ def test_it_learns_and_all_bytes_are_booked(spec):
         return payload
 
     made.state.downlink = lambda round_: seen(downlink(round_), 1 if spec in FIRST_MASK and not sent else 3)
-    made.state.local_update = lambda client, payload: seen(update(client, payload))
+
+    def respond(client, payload):
+        reply = update(client, payload)
+        seen(reply.payload)
+        return reply
+
+    made.clients.respond = respond
     lines = []
-    loop = RoundLoop(made.server, made.runtime, made.state, made.task, Budget(6, 6), Profile(), lines.append)
+    loop = RoundLoop(
+        made.server, made.state, made.clients, made.runtime, made.task, Budget(6, 6), Profile(), lines.append
+    )
     loop.run(lambda steps: PaceAction.GO_ON, lambda: None)
     assert loop.ledger.total == sum(sent)
     assert loop.ledger.paper_total == sum(values) < sum(sent)
@@ -125,7 +133,8 @@ def test_processes_that_share_the_clients_do_what_one_does(spec, together):
     def run(one, group=None):
         one.server.group = group or one.server.group
         lines = []
-        loop = RoundLoop(one.server, one.runtime, one.state, one.task, Budget(4, 4), Profile(), lines.append)
+        parts = one.server, one.state, one.clients, one.runtime, one.task
+        loop = RoundLoop(*parts, Budget(4, 4), Profile(), lines.append)
         loop.run(lambda steps: PaceAction.GO_ON, lambda: None)
         return one.state.model(), loop.ledger.moved, lines
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from sparsync.errors import UsageError
 from sparsync.federated import SparsyFed, TopK
-from sparsync.federated.top_k import TopKState
+from sparsync.federated.top_k import TopKServer
 from sparsync.sparsity import ActivationPruning, power, prunable_names, reparametrize
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import MaskedSupport
@@ -39,7 +39,7 @@ def load_sparse(made: Small, number: int = 0, density: float = 0.3):
 def test_p3_zeros_are_absorbing_unless_beta_is_one(beta, optimizer):
     made = Small(SparsyFed(beta=beta), optimizer=optimizer, epochs=2)
     client, dead = load_sparse(made)
-    made.state.train(client, client.model())
+    client.train(transform=made.clients.half.work(client, client.model()).transform)
     trained = made.view.gather(client.params)
     assert client.steps == 8
     if beta == 1:
@@ -56,7 +56,7 @@ def test_local_steps_are_those_of_the_re_parametrised_module():
     client = made.client(1)
     client.load(made.state.weights)
     batches = [client.batches[step] for step in range(len(client.batches))]
-    made.state.train(client, client.model())
+    client.train(transform=made.clients.half.work(client, client.model()).transform)
     reparametrize(module, 1.25)
     with torch.no_grad():  # omega as it crossed the network, in float32
         for parameter in module.parameters():
@@ -160,7 +160,7 @@ def test_p8_differences_give_the_same_models():
             a, b = model.state.decode(sent.uploads[number]), delta.state.decode(told.uploads[number])
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
             assert torch.equal(model.prunable(a) != 0, delta.prunable(b) != 0)  # what is pruned is exactly zero
-            change = delta.prunable(TopKState.decode(delta.state, told.uploads[number]))
+            change = delta.prunable(TopKServer.decode(delta.state, told.uploads[number]))
             before, after = delta.prunable(told.received), delta.prunable(b)
             assert not bool((change != 0)[(before == 0) & (after == 0)].any())
             pruned = (before != 0) & (after == 0)
@@ -268,8 +268,8 @@ def test_clients_with_a_sparsity_of_their_own():
     trained_from = {}
     for number in range(4):
         client = made.client(number, 1)
-        client.train = lambda held=client, **options: trained_from.update({held.number: held.model()})
-        made.state.local_update(client, made.state.downlink(1))
+        client.train = lambda *steps, held=client, **options: trained_from.update({held.number: held.model()})
+        made.clients.respond(client, made.state.downlink(1))
     for number, model in trained_from.items():
         held = made.prunable(model)
         expected = int(received.count_nonzero()) if number in (0, 3) else k[number]
@@ -285,16 +285,16 @@ def test_beta_from_the_weights_is_chosen_once_per_client_and_round(beta):
     def watched(client):
         train = client.train
 
-        def run(transform=None):
+        def run(*steps, transform=None, **options):
             used.append(transform.beta)
-            train(transform=transform)
+            train(*steps, transform=transform, **options)
 
         client.train = run
         return client
 
     payload = made.state.downlink(0)
     for number in (0, 1, 0):
-        made.state.local_update(watched(made.client(number)), payload)
+        made.clients.respond(watched(made.client(number)), payload)
     first, second, again = (torch.as_tensor(one) for one in used)
     assert torch.equal(first, again)
     assert float(first.min()) > 1

@@ -33,7 +33,7 @@ def computed(made: Small, number: int = 0, round_: int = 0) -> tuple[list[Tensor
     client = made.client(number, round_)
     train = client.train
 
-    def run(transform):
+    def run(*steps, transform, **options):
         weights = transform.weights
 
         def noted(raw, out):
@@ -41,10 +41,10 @@ def computed(made: Small, number: int = 0, round_: int = 0) -> tuple[list[Tensor
             weights(raw, out)
 
         transform.weights = noted
-        train(transform=transform)
+        train(*steps, transform=transform, **options)
 
     client.train = run
-    made.state.local_update(client, made.state.downlink(round_))
+    made.clients.respond(client, made.state.downlink(round_))
     return effective, held
 
 
@@ -129,14 +129,14 @@ def test_activations_have_the_same_density_whatever_the_weights():
 def test_the_first_layer_and_shortcuts_are_ordinary_layers():
     made = Small(ZeroFL(sparsity=0.9), model="resnet8:width=2")
     names = made.view.names
-    plain = [name for name in names if name not in made.state.swat.names]
+    plain = [name for name in names if name not in made.clients.half.swat.names]
     assert plain == ["conv1.weight", *(name for name in names if "shortcut" in name)]
     assert len(plain) == 3
     effective, _ = computed(made)
     density = made.view.layer_density(effective[0])
     assert {name for name in names if density[name] == 1} == set(plain)
     everything = Small(ZeroFL(sparsity=0.9, skip_first=False), model="resnet8:width=2")
-    assert everything.state.swat.names[0] == "conv1.weight"
+    assert everything.clients.half.swat.names[0] == "conv1.weight"
 
 
 @pytest.mark.parametrize(("sparsity", "kept"), [(0.95, 5), (0.9, 10), (0.949, 6), (0.0, 100), (0.999, 1)])

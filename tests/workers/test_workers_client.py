@@ -203,7 +203,7 @@ def test_the_gradient_may_be_changed_before_a_step(runtime):
     made = runtime(steps=3, epochs=None)
     before = made.vector.read()
     client = Client(0, 0, 1.0, made)
-    client.train(before_step=lambda: client.grad.fill_(1.0))
+    client.train(before_step=lambda _, grad: grad.fill_(1.0))
     assert torch.allclose(client.model(), before - 3 * 0.1, atol=1e-6)
 
 
@@ -323,13 +323,6 @@ def test_an_empty_memory_takes_no_place(runtime):
     made.remember(1, {})
     made.remember(2, {})
     assert made.memories == {}
-
-
-def test_notes_add_up(runtime):
-    client = Client(0, 0, 1.0, runtime())
-    client.note({"a": 1.0})
-    client.note({"b": 2.0, "a": 3.0})
-    assert client.report == {"a": 3.0, "b": 2.0}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsync.engines.clients import Clients, Envelope
 from sparsync.engines.evaluation import Budget
 from sparsync.engines.rounds import RoundLoop
 from sparsync.errors import UsageError
-from sparsync.federated import Asynchronous, Server, Upload
+from sparsync.federated import AsynchronousServer, ServerContext, Upload
 from sparsync.system import Profile
 from sparsync.task import Task
-from sparsync.workers import Client, ClientRuntime
+from sparsync.workers import ClientRuntime
 from sparsync.workers.group import gather
 
 
@@ -53,23 +54,24 @@ class AsyncRoundLoop(RoundLoop):
     """
 
     attempted = "arrivals"
-    strategy: Asynchronous
+    strategy: AsynchronousServer
 
     def __init__(
         self,
-        server: Server,
+        context: ServerContext,
+        strategy: AsynchronousServer,
+        clients: Clients,
         runtime: ClientRuntime,
-        strategy: Asynchronous,
         task: Task,
         budget: Budget,
         profile: Profile,
         emit: Callable[[dict[str, Any]], None],
     ) -> None:
-        super().__init__(server, runtime, strategy, task, budget, profile, emit)
+        super().__init__(context, strategy, clients, runtime, task, budget, profile, emit)
         self.clock.system.need_time("asynchronous clients")
-        if strategy.concurrency > server.clients:
+        if strategy.concurrency > context.clients:
             raise UsageError(
-                f"asynchronous clients: concurrency={strategy.concurrency} of {server.clients}; ask for at most all"
+                f"asynchronous clients: concurrency={strategy.concurrency} of {context.clients}; ask for at most all"
             )
         self.attempts = RoundLoop.attempts * strategy.concurrency
         self.clock.server = 0.0
@@ -84,20 +86,20 @@ class AsyncRoundLoop(RoundLoop):
 
     def _exchange(self) -> int:
         """Let uploads arrive until there are enough, and update the model."""
-        now, server = self.rounds.round, self.server
-        server.journal.clear()
-        server.rejected = {}
+        now, context = self.rounds.round, self.context
+        context.journal.clear()
+        context.rejected = {}
         while len(self.arrived) < self.strategy.buffer:
             self.arrived.append(self._next())
         try:
             self.strategy.aggregate(now, self._arrivals())
         finally:
-            for number, reason in server.rejected.items():
+            for number, reason in context.rejected.items():
                 self._emit("rejection", client=number, reason=reason)
             # By client: one that is known to send rubbish is not heard twice in one update.
-            self.arrived = [visit for visit in self.arrived if visit.client not in server.rejected]
-        self._note([{"staleness": now - visit.version, **_told(visit)["notes"]} for visit in self.arrived])
-        steps: list[int] = [_told(visit)["steps"] for visit in self.arrived]
+            self.arrived = [visit for visit in self.arrived if visit.client not in context.rejected]
+        self._note([{"staleness": now - visit.version, **_report_of(visit)["notes"]} for visit in self.arrived])
+        steps: list[int] = [_report_of(visit)["steps"] for visit in self.arrived]
         self.arrived = []
         self._complete()
         return max([1, *steps])
@@ -126,9 +128,9 @@ class AsyncRoundLoop(RoundLoop):
 
     def _send_out(self, number: int) -> None:
         """Send the model to so many clients, and let them begin."""
-        server, clock, version = self.server, self.clock, self.rounds.round
-        rng = server.generator("select", self.waves, 0)
-        clients = server.sample(rng, number, [visit.client for visit in self.away])
+        context, clock, version = self.context, self.clock, self.rounds.round
+        rng = context.generator("select", self.waves, 0)
+        clients = context.sample(rng, number, [visit.client for visit in self.away])
         payload = self._downlink(version)
         self._book_downlink(clients, payload)
         for i, client in enumerate(clients):
@@ -136,7 +138,7 @@ class AsyncRoundLoop(RoundLoop):
             clock.wait(clock.now, [client])
             self._queue("down", client, len(payload))
             clock.scatter(len(payload), [client])
-            clock.compute([server.steps_of(client)], [client])
+            clock.compute([context.steps_of(client)], [client])
             message = payload if home == self.group.rank else b""
             self.away.append(Participation(client, self.waves, version, home, message))
         self.waves += 1
@@ -148,19 +150,19 @@ class AsyncRoundLoop(RoundLoop):
         for i, visit in enumerate(untrained):
             if visit.home == self.group.rank:
                 # The wave stands for the round: a client may take part in several between two updates.
-                client = Client(visit.client, visit.wave, self.schedule(visit.version), self.runtime)
-                visit.message, reports[i] = self._update(client, visit.message)
+                envelope = Envelope(visit.client, visit.wave, self.schedule(visit.version))
+                visit.message, reports[i] = self.clients.update(envelope, visit.message)
         for i, report in gather(self.group, reports).items():
             untrained[i].report = report
 
     def _send_back(self, visit: Participation) -> None:
-        nbytes = sum(_told(visit)["bytes"].values())
+        nbytes = sum(_report_of(visit)["bytes"].values())
         self._queue("up", visit.client, nbytes)
         self.clock.gather(nbytes, [visit.client])
         visit.sent = True
 
     def _arrive(self, visit: Participation) -> None:
-        report, progress = _told(visit), self.progress
+        report, progress = _report_of(visit), self.progress
         self.away.remove(visit)
         self.clock.server = float(self.clock.times[visit.client])
         self._book_uplink(visit.client, report)
@@ -191,7 +193,7 @@ class AsyncRoundLoop(RoundLoop):
         self.arrived = [_unpacked(visit) for visit in state["arrived"]]
 
 
-def _told(visit: Participation) -> dict[str, Any]:
+def _report_of(visit: Participation) -> dict[str, Any]:
     assert visit.report is not None  # it has trained
     return visit.report
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -11,14 +10,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from sparsync.engines.clients import Clients, Envelope
 from sparsync.engines.evaluation import Budget, Progress, emit_pieces, evaluate, overall
 from sparsync.engines.pace import PaceAction
-from sparsync.errors import PayloadError, SparsyncError
-from sparsync.federated import FederatedState, Server, TooFewUploads, Upload
+from sparsync.errors import SparsyncError
+from sparsync.federated import FederatedServer, ServerContext, TooFewUploads, Upload
 from sparsync.system import Clock, Profile, System
 from sparsync.task import Task, counts
-from sparsync.wire import Kind, Ledger, kinds_of, values_of
-from sparsync.workers import SCHEDULES, Arena, Client, ClientRuntime
+from sparsync.wire import Ledger, kinds_of, values_of
+from sparsync.workers import SCHEDULES, Arena, ClientRuntime
 from sparsync.workers.group import gather
 
 
@@ -27,7 +27,8 @@ class RoundCounter:
     """Where a federation stands."""
 
     round: int = 0  # complete ones
-    attempt: int = 0  # cohorts of the current one that have failed
+    exchange: int = 0  # complete ones of the current round
+    attempt: int = 0  # cohorts of the current round that have failed
 
 
 class RoundLoop:
@@ -37,8 +38,14 @@ class RoundLoop:
 
     Parameters
     ----------
-    server, runtime, strategy
-        The two sides, and what they say to each other.
+    context : ServerContext
+        What the server knows of the federation.
+    strategy : FederatedServer
+        The server's half of the strategy.
+    clients : Clients
+        Those that this process plays, or reaches.
+    runtime : ClientRuntime
+        Where the global model is evaluated.
     task : Task
         For the evaluation of the global model on the test set, which is a read-out: it costs no bytes and no time.
     budget : Budget
@@ -54,20 +61,21 @@ class RoundLoop:
 
     def __init__(
         self,
-        server: Server,
+        context: ServerContext,
+        strategy: FederatedServer,
+        clients: Clients,
         runtime: ClientRuntime,
-        strategy: FederatedState,
         task: Task,
         budget: Budget,
         profile: Profile,
         emit: Callable[[dict[str, Any]], None],
     ) -> None:
-        self.server, self.runtime, self.strategy = server, runtime, strategy
+        self.context, self.strategy, self.clients, self.runtime = context, strategy, clients, runtime
         self.task, self.budget, self.emit = task, budget, emit
-        self.group = server.group
-        self.schedule = SCHEDULES.build(server.settings.schedule)
-        self.ledger = Ledger(server.clients)
-        self.clock = Clock(System.of(profile, server.clients, server.seed))
+        self.group = context.group
+        self.schedule = SCHEDULES.build(context.settings.schedule)
+        self.ledger = Ledger(context.clients)
+        self.clock = Clock(System.of(profile, context.clients, context.seed))
         self.progress = Progress()
         self.rounds = RoundCounter()
         self.losses = [0.0, 0]  # sum and number, of the batches since the last evaluation
@@ -93,7 +101,7 @@ class RoundLoop:
 
     def rehearse(self) -> None:
         """Select the first cohort, and make what it receives."""
-        self.strategy.select(0, self.server.generator("select", 0, 0))
+        self.strategy.select(0, self.context.generator("select", 0, 0))
         self.strategy.downlink(0)
 
     def run(self, pace: Callable[[int], PaceAction], save: Callable[[], None]) -> bool:
@@ -123,74 +131,50 @@ class RoundLoop:
         )
 
     def _exchange(self) -> int:
-        now, server = self.rounds.round, self.server
-        server.journal.clear()
-        server.rejected = {}
-        rng = server.generator("select", now, self.rounds.attempt)
+        now, context = self.rounds.round, self.context
+        context.journal.clear()
+        context.rejected = {}
+        rng = context.generator("select", now, self.rounds.attempt)
         cohort = [int(client) for client in self.strategy.select(now, rng)]
         payload = self._downlink(now)
         reports: dict[int, dict[str, Any]] = {}
-        memories: dict[int, dict[str, Any]] = {}
         failure: TooFewUploads | None = None
         complete: bool | None = False
         try:
-            complete = self.strategy.aggregate(now, self._uploads(cohort, payload, reports, memories))
+            complete = self.strategy.aggregate(now, self._uploads(cohort, payload, reports))
         except TooFewUploads as few:  # what was sent has been sent
             failure = few
         everyone = gather(self.group, reports)
         steps = self._book(cohort, payload, everyone)
-        for number, reason in server.rejected.items():
+        for number, reason in context.rejected.items():
             self._emit("rejection", client=number, reason=reason)
+        self.clients.settle(set() if failure else everyone.keys() - context.rejected.keys())
         if failure:
             raise failure
-        for number in memories.keys() - server.rejected.keys():
-            self.runtime.remember(number, memories[number])
         self._note([everyone[number]["notes"] for number in cohort])
-        if complete is not False:
+        if complete is False:
+            self.rounds.exchange += 1
+        else:
             self._complete()
         return steps
 
     def _downlink(self, round_: int) -> bytes:
-        """What clients receive: the strategy's message, and with a model what is exact of it."""
-        return self.server.exact.join(self.strategy.downlink(round_), self.server.exact.values)
+        """Return what clients receive: the strategy's message, and with a model what is exact of it."""
+        return self.context.exact.join(self.strategy.downlink(round_), self.context.exact.values)
 
-    def _uploads(
-        self,
-        cohort: Sequence[int],
-        payload: bytes,
-        reports: dict[int, dict[str, Any]],
-        memories: dict[int, dict[str, Any]],
-    ) -> Iterator[Upload]:
+    def _uploads(self, cohort: Sequence[int], payload: bytes, reports: dict[int, dict[str, Any]]) -> Iterator[Upload]:
         """Train the clients of this process, one after the other, each when its upload is asked for.
 
-        What they report is entered, and what they would like to remember.
+        What they report is entered.
         """
         now, size = self.rounds.round, self.group.size
         for i, number in enumerate(cohort):
             # Clients that remember something stay where they are.
-            if (number if self.strategy.stateful else i) % size != self.group.rank:
+            if (number if self.clients.stateful else i) % size != self.group.rank:
                 continue
-            client = Client(number, now, self.schedule(now), self.runtime)
-            upload, reports[number] = self._update(client, payload)
-            memories[number] = client.memory
+            envelope = Envelope(number, now, self.schedule(now), self.rounds.exchange)
+            upload, reports[number] = self.clients.update(envelope, payload)
             yield Upload(number, upload)
-
-    def _update(self, client: Client, payload: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Train a client; return its upload, and what all processes are to know of it."""
-        exact = self.server.exact
-        payload, received = exact.split(payload)
-        exact.write(received)
-        upload = self.strategy.local_update(client, payload)
-        with suppress(PayloadError):  # one that is malformed is the server's to refuse
-            upload = exact.join(upload, exact.read())
-        nbytes, values = _measured(upload)
-        return upload, {
-            "steps": client.steps,
-            "loss": client.loss_sum,
-            "bytes": nbytes,
-            "values": values,
-            "notes": client.report,
-        }
 
     def _book(self, cohort: Sequence[int], payload: bytes, reports: Mapping[int, dict[str, Any]]) -> int:
         """Book an exchange's bytes and time; return the local steps of the client that took most."""
@@ -225,9 +209,9 @@ class RoundLoop:
 
     def _note(self, notes: Sequence[Mapping[str, float]]) -> None:
         """One line of history with what server and clients noted; of the clients' numbers the mean and range."""
-        line: dict[str, Any] = dict(self.server.journal)
-        for name in dict.fromkeys(name for own in notes for name in own):
-            noted = [own[name] for own in notes if name in own]
+        line: dict[str, Any] = dict(self.context.journal)
+        for name in dict.fromkeys(name for numbers in notes for name in numbers):
+            noted = [numbers[name] for numbers in notes if name in numbers]
             line[name] = float(np.mean(noted))
             line[f"{name}_min"], line[f"{name}_max"] = min(noted), max(noted)
         if line:
@@ -240,7 +224,7 @@ class RoundLoop:
             self._evaluate()
 
     def _evaluate(self) -> None:
-        server, progress = self.server, self.progress
+        context, progress = self.context, self.progress
         by_class, loss = evaluate(self.task, self.evaluated(), self.group)
         accuracy = overall(by_class)
         line: dict[str, Any] = {
@@ -255,7 +239,7 @@ class RoundLoop:
             "seconds": self.clock.now,
             "bytes_by_kind": dict(self.ledger.moved),
         }
-        if server.settings.client_accuracy:
+        if context.settings.client_accuracy:
             line.update(self._of_clients(by_class))
         self.losses = [0.0, 0]
         progress.evaluated(line, self.budget)
@@ -280,15 +264,15 @@ class RoundLoop:
     def evaluated(self) -> nn.Module:
         """Put the global model as it computes into the bound module, and return that."""
         self.runtime.vector.write(self.strategy.model())
-        self.server.exact.write()
+        self.context.exact.write()
         return self.runtime.module
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run of the same experiment needs to go on with the same bits."""
         return {
             "strategy": self.strategy.state_dict(),
-            "exact": self.server.exact.values,
-            "memories": {str(number): memory for number, memory in self.runtime.memories.items()},
+            "exact": self.context.exact.values,
+            "memories": self.clients.state_dict(),
             "ledger": self.ledger.state_dict(),
             "clock": self.clock.state_dict(),
             "progress": asdict(self.progress),
@@ -299,18 +283,10 @@ class RoundLoop:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.strategy.load_state_dict(state["strategy"])
-        self.server.exact.values = list(state["exact"])
-        self.runtime.memories = {int(number): memory for number, memory in state["memories"].items()}
+        self.context.exact.values = list(state["exact"])
+        self.clients.load_state_dict(state["memories"])
         self.ledger.load_state_dict(state["ledger"])
         self.clock.load_state_dict(state["clock"])
         self.progress = Progress(**state["progress"])
         self.rounds = RoundCounter(**state["rounds"])
         self.losses = list(state["losses"])
-
-
-def _measured(upload: bytes) -> tuple[dict[Kind, int], dict[Kind, int]]:
-    """Bytes of an upload by kind, all of them and of values; of one that is malformed, its length."""
-    try:
-        return kinds_of(upload), values_of(upload)
-    except PayloadError:
-        return {"model": len(upload)}, {}

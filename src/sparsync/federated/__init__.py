@@ -1,6 +1,14 @@
 """A server and its clients, in rounds: FedAvg and its relatives, and the methods that send sparse models."""
 
-from sparsync.federated.contract import Asynchronous, FederatedState, FederatedStrategy, RequiresFederation
+from sparsync.federated.context import FederationContext, ServerContext, TooFewUploads, Upload
+from sparsync.federated.contract import (
+    AsynchronousServer,
+    FederatedClient,
+    FederatedServer,
+    FederatedStrategy,
+    Reply,
+    Work,
+)
 from sparsync.federated.dpf import DPF
 from sparsync.federated.fda_opt import FDAOpt
 from sparsync.federated.fedasync import FedAsync
@@ -13,7 +21,6 @@ from sparsync.federated.fedprox import FedProx
 from sparsync.federated.flash import Flash
 from sparsync.federated.prunefl import PruneFL
 from sparsync.federated.scaffold import Scaffold
-from sparsync.federated.server import Server, TooFewUploads, Upload
 from sparsync.federated.settings import Federation
 from sparsync.federated.snip import Snip
 from sparsync.federated.sparsyfed import SparsyFed
@@ -22,7 +29,7 @@ from sparsync.federated.zerofl import ZeroFL
 
 __all__ = [
     "DPF",
-    "Asynchronous",
+    "AsynchronousServer",
     "FDAOpt",
     "FedAdagrad",
     "FedAdam",
@@ -34,18 +41,21 @@ __all__ = [
     "FedDST",
     "FedProx",
     "FedYogi",
-    "FederatedState",
+    "FederatedClient",
+    "FederatedServer",
     "FederatedStrategy",
     "Federation",
+    "FederationContext",
     "Flash",
     "PruneFL",
-    "RequiresFederation",
+    "Reply",
     "Scaffold",
-    "Server",
+    "ServerContext",
     "Snip",
     "SparsyFed",
     "TooFewUploads",
     "TopK",
     "Upload",
+    "Work",
     "ZeroFL",
 ]

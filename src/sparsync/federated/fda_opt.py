@@ -18,10 +18,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sparsync.errors import UsageError
-from sparsync.federated.fedavg import FedAvg
-from sparsync.federated.fedopt import FedOptState
-from sparsync.federated.messages import ModelPacking, pack_numbers, unpack_numbers
-from sparsync.federated.server import Server, TooFewUploads, Upload
+from sparsync.federated.context import FederationContext, ServerContext, TooFewUploads, Upload
+from sparsync.federated.contract import Reply, Work
+from sparsync.federated.fedavg import FedAvg, FedAvgClient
+from sparsync.federated.fedopt import FedOptServer
+from sparsync.federated.messages import pack_numbers, unpack_numbers
 from sparsync.federated.settings import Federation
 from sparsync.sketch import Sketch
 from sparsync.spec import Count, config
@@ -84,22 +85,30 @@ class FDAOpt(FedAvg):
                 f"fda-opt: rounds are counted in epochs, but federation.steps={settings.steps}; give it max_epochs"
             )
 
-    def serve(self, server: Server) -> FDAOptState:
-        """Begin a run."""
-        self.check(server.settings)
-        return FDAOptState(self, server)
+    def most_epochs(self, settings: Federation) -> int:
+        """Return e_max of a federation."""
+        return self.max_epochs or 2 * (settings.epochs or 1) + 8
+
+    def sketch(self, context: FederationContext) -> Sketch:
+        """Return the sketch that server and clients share."""
+        return Sketch(context.vector.d, self.depth, self.width, context.generator("sketch"))
+
+    def make_server(self, context: ServerContext) -> FDAOptServer:
+        self.check(context.settings)
+        return FDAOptServer(self, context)
+
+    def make_client(self, context: FederationContext) -> FDAOptClient:
+        return FDAOptClient(self, context)
 
 
-class FDAOptState(FedOptState):
+class FDAOptServer(FedOptServer):
     """Server's model and optimiser, the threshold, and where in its round the cohort is."""
 
-    def __init__(self, config: FDAOpt, server: Server) -> None:
-        super().__init__(config, server, lambda w: OPTIMIZERS.build(config.server, [w]))
-        self.stateful = True  # a client keeps its model until the round ends
+    def __init__(self, config: FDAOpt, context: ServerContext) -> None:
+        super().__init__(config, context, lambda w: OPTIMIZERS.build(config.server, [w]))
         self.adaptive = config.adaptive
-        self.max_epochs = config.max_epochs or 2 * (server.settings.epochs or 1) + 8
-        self.sketch = Sketch(server.vector.d, config.depth, config.width, server.generator("sketch"))
-        self.whole = ModelPacking(server.vector)
+        self.max_epochs = config.most_epochs(context.settings)
+        self.depth, self.width = config.depth, config.width
         self.threshold = config.threshold
         self.groups = 0  # that have been selected
         self.cohort: list[int] = []
@@ -110,75 +119,55 @@ class FDAOptState(FedOptState):
     def select(self, round_: int, rng: np.random.Generator) -> Sequence[int]:
         """Return the next group of a random permutation of all clients; in the middle of a round, the same one."""
         if self.asked == _START:
-            server = self.server
-            passed, group = divmod(self.groups, server.clients // server.cohort)
-            order = server.generator("groups", passed).permutation(server.clients)
-            self.cohort = sorted(order[group * server.cohort : (group + 1) * server.cohort].tolist())
-            self.steps = max(server.batches_of(client) for client in self.cohort)
+            context = self.context
+            passed, group = divmod(self.groups, context.clients // context.cohort)
+            order = context.generator("groups", passed).permutation(context.clients)
+            self.cohort = sorted(order[group * context.cohort : (group + 1) * context.cohort].tolist())
+            self.steps = max(context.batches_of(client) for client in self.cohort)
             self.groups += 1
         return self.cohort
 
     def downlink(self, round_: int) -> bytes:
-        """What to do, in how many steps, and at the start of a round the global model."""
+        """Return what to do, in how many steps, and at the start of a round the global model."""
         order = torch.tensor([self.asked, self.steps, self.epochs], dtype=torch.float32)
         if self.asked == _START:
-            return self.whole.encode(self.weights, extra={"control": order})
+            return self.down.encode(self.weights, extra={"control": order})
         return pack_numbers(order, "control")
-
-    def local_update(self, client: Client, payload: bytes) -> bytes:
-        d, numel, memory = self.server.vector.d, self.server.vector.numel, client.memory
-        if "model" in kinds_of(payload):  # a round begins
-            received, order = self.whole.decode(payload, extra=[3]).split_with_sizes((numel, 3))
-            memory.update(model=received, anchor=received[:d], momentum={})
-        else:
-            order = unpack_numbers(payload, 3)
-        asked, steps, epoch = (int(number) for number in order)
-        client.load(memory["model"])
-        client.others = memory.get("others", client.others)
-        if asked == _SEND:
-            memory.clear()
-            return self.whole.encode(client.model())
-        client.momentum = memory["momentum"]
-        client.train(range(epoch * steps, (epoch + 1) * steps))  # smaller data sets wrap around
-        memory.update(model=client.model(), others=client.others, momentum=client.momentum)
-        drift = memory["model"][:d] - memory["anchor"]  # u_k
-        state = torch.cat((drift.double().square().sum()[None].float(), self.sketch(drift[None]).flatten()))
-        return pack_numbers(state, "state")
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool:
         try:
-            return self._end(uploads) if self.asked == _SEND else self._look(round_, uploads)
+            return self._finish(uploads) if self.asked == _SEND else self._look(round_, uploads)
         except TooFewUploads:
             self.asked, self.epochs = _START, 0  # begin the round again, with the next group
             raise
 
     def _look(self, round_: int, uploads: Iterator[Upload]) -> bool:
         """Estimate the variance after an epoch, and decide whether another follows. Who failed is out of the round."""
-        depth, width = self.sketch.depth, self.sketch.width
+        depth, width = self.depth, self.width
         size = 1 + depth * width
-        state = self.server.average(uploads, lambda payload: unpack_numbers(payload, size), size)
-        self.cohort = [client for client in self.cohort if client not in self.server.rejected]
+        state = self.context.average(uploads, lambda payload: unpack_numbers(payload, size), size)
+        self.cohort = [client for client in self.cohort if client not in self.context.rejected]
         self.epochs += 1
         of_mean = Sketch.squared_norm(state[1:].view(depth, width))
         estimate = float(state[0]) - of_mean / (1 + 1 / math.sqrt(width))  # H
         goes_on = estimate <= self.threshold and self.epochs < self.max_epochs and round_ > 0
-        self.server.record(estimate=estimate, threshold=self.threshold, epochs=self.epochs)
+        self.context.record(estimate=estimate, threshold=self.threshold, epochs=self.epochs)
         self.asked = _GO_ON if goes_on else _SEND
         return False
 
-    def _end(self, uploads: Iterator[Upload]) -> bool:
+    def _finish(self, uploads: Iterator[Upload]) -> bool:
         """Step by the mean drift, and let Theta follow the exact variance: do-while, so e is at least 1."""
-        d, numel = self.server.vector.d, self.server.vector.numel
+        d, numel = self.context.vector.d, self.context.vector.numel
         anchor = self.weights[:d].double()
 
         def decode(payload: bytes) -> Tensor:
-            model = self.whole.decode(payload)
+            model = self.up.decode(payload)
             return torch.cat((model, (model[:d] - anchor).square().sum()[None]))
 
-        mean, squared = self.server.average(uploads, decode, numel + 1).split_with_sizes((numel, 1))
+        mean, squared = self.context.average(uploads, decode, numel + 1).split_with_sizes((numel, 1))
         variance = max(0.0, float(squared) - float((mean[:d] - anchor).square().sum()))
         self.weights = self.step(mean.float())
-        self.server.record(variance=variance, threshold=self.threshold, epochs=self.epochs)
+        self.context.record(variance=variance, threshold=self.threshold, epochs=self.epochs)
         if self.adaptive:
             self.threshold = self.max_epochs / 2 / self.epochs * variance
         self.asked, self.epochs = _START, 0
@@ -191,3 +180,36 @@ class FDAOptState(FedOptState):
         super().load_state_dict(state)
         for name in _WHERE:
             setattr(self, name, state[name])
+
+
+class FDAOptClient(FedAvgClient):
+    """The client's half: a client keeps its model until the round ends."""
+
+    def __init__(self, config: FDAOpt, context: FederationContext) -> None:
+        super().__init__(config, context)
+        self.stateful = True
+        self.sketch = config.sketch(context)
+
+    def receive(self, client: Client, message: bytes) -> Work | Reply:
+        d, numel, memory = self.context.vector.d, self.context.vector.numel, client.memory
+        if "model" in kinds_of(message):  # a round begins
+            received, order = self.down.decode(message, extra=[3]).split_with_sizes((numel, 3))
+            memory.update(model=received, anchor=received[:d], momentum={})
+        else:
+            order = unpack_numbers(message, 3)
+        asked, steps, epoch = (int(number) for number in order)
+        client.others = memory.get("others", client.others)
+        if asked == _SEND:
+            client.load(memory["model"])
+            memory.clear()
+            return Reply(self.up.encode(client.model()))
+        client.momentum = memory["momentum"]
+        return Work(memory["model"], steps=range(epoch * steps, (epoch + 1) * steps))  # smaller data sets wrap around
+
+    def reply(self, client: Client, work: Work) -> Work | Reply:
+        """Send the squared norm and the sketch of the drift."""
+        memory = client.memory
+        memory.update(model=client.model(), others=client.others, momentum=client.momentum)
+        drift = memory["model"][: self.context.vector.d] - memory["anchor"]  # u_k
+        state = torch.cat((drift.double().square().sum()[None].float(), self.sketch(drift[None]).flatten()))
+        return Reply(pack_numbers(state, "state"))

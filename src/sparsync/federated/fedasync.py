@@ -17,10 +17,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from sparsync.federated.fedavg import FedAvgState
-from sparsync.federated.fedprox import FedProx, FedProxState
+from sparsync.federated.context import ServerContext, Upload
+from sparsync.federated.contract import AsynchronousServer
+from sparsync.federated.fedavg import FedAvgServer
+from sparsync.federated.fedprox import FedProx
 from sparsync.federated.messages import chain_of
-from sparsync.federated.server import Server, Upload
 from sparsync.spec import Count, config
 from sparsync.strategies import STRATEGIES
 
@@ -72,25 +73,22 @@ class FedAsync(FedProx):
             case "constant":
                 return 1.0
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        return FedAsyncState(self, server)
+    def make_server(self, context: ServerContext) -> FedAsyncServer:
+        return FedAsyncServer(self, context)
 
 
-class FedAsyncState(FedProxState):
+class FedAsyncServer(FedAvgServer, AsynchronousServer):
     """The global model."""
 
-    buffer = 1
-
-    def __init__(self, config: FedAsync, server: Server) -> None:
-        super().__init__(config, server)
+    def __init__(self, config: FedAsync, context: ServerContext) -> None:
+        super().__init__(config, context)
         self.config = config
-        self.concurrency = config.concurrency or server.cohort
+        self.concurrency = config.concurrency or context.cohort
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
-        server, alpha = self.server, self.config.alpha
-        discounted = server.average(  # s w_client
+        context, alpha = self.context, self.config.alpha
+        discounted = context.average(  # s w_client
             uploads, self.decode, len(self.weights), 1, lambda upload: self.config.factor(upload.staleness)
         )
-        self.weights = ((1 - alpha * server.discount) * self.weights + alpha * discounted).float()
+        self.weights = ((1 - alpha * context.discount) * self.weights + alpha * discounted).float()
         return None

@@ -6,17 +6,16 @@ The other strategies of this room say only where they differ from this one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from sparsync.federated.messages import ModelPacking, any_chain, chain_of
-from sparsync.federated.server import Server, Upload
-from sparsync.federated.settings import Federation
+from sparsync.federated.context import FederationContext, ServerContext, Upload
+from sparsync.federated.contract import FederatedClient, FederatedServer, FederatedStrategy, Reply, Work
+from sparsync.federated.messages import any_chain, packings
 from sparsync.spec import config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import ErrorFeedback
@@ -25,7 +24,7 @@ from sparsync.workers import Client
 
 @STRATEGIES.register("fedavg")
 @config
-class FedAvg:
+class FedAvg(FederatedStrategy):
     """Average the models that the clients of a round have trained (McMahan et al.).
 
     Attributes
@@ -55,65 +54,39 @@ class FedAvg:
         """
         any_chain(self.uplink, self.downlink)
 
-    def check(self, settings: Federation) -> None:
-        """Accept any federation; a subclass may be more particular."""
+    def make_server(self, context: ServerContext) -> FedAvgServer:
+        return FedAvgServer(self, context)
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        return FedAvgState(self, server)
+    def make_client(self, context: FederationContext) -> FedAvgClient:
+        return FedAvgClient(self, context)
 
 
-class FedAvgState:
-    """What changes during a run: the global model, (D,)."""
+class FedAvgServer(FederatedServer):
+    """The server's half. What changes during a run: the global model, (D,)."""
 
-    def __init__(self, config: FedAvg, server: Server) -> None:
-        self.server = server
-        self.weights = server.initial.clone()
+    def __init__(self, config: FedAvg, context: ServerContext) -> None:
+        self.context = context
+        self.weights = context.initial.clone()
         self.sent = self.weights  # what clients hold after the download
-        self.up = ModelPacking(server.vector, chain_of(config.uplink))
-        self.down = ModelPacking(server.vector, chain_of(config.downlink))
+        self.up, self.down = packings(context.vector, config)
         self.changes = not self.up.lossless  # whether clients send what has changed, not what it has become
-        self.stateful = isinstance(self.up.chain, ErrorFeedback)
-
-    def select(self, round_: int, rng: np.random.Generator) -> Sequence[int]:
-        """Sample a cohort by the federation's settings."""
-        return self.server.sample(rng)
 
     def downlink(self, round_: int) -> bytes:
-        """The global model."""
-        payload = self.down.encode(self.weights, self.server.generator("downlink", round_))
+        """Return the message of the global model."""
+        payload = self.down.encode(self.weights, self.context.generator("downlink", round_))
         self.sent = self.down.decode(payload)
         return payload
 
-    def local_update(self, client: Client, payload: bytes) -> bytes:
-        """Load, train, send."""
-        received = self.down.decode(payload)
-        client.load(received)
-        self.train(client, received)
-        return self.upload(client, received)
-
-    def train(self, client: Client, received: Tensor) -> None:
-        """Take the local steps of the round."""
-        client.train()
-
-    def upload(self, client: Client, received: Tensor) -> bytes:
-        """Encode the model that was trained, or, through a lossy chain, what has changed of its parameters."""
-        model, d = client.model(), self.server.vector.d
-        if not self.changes:
-            return self.up.encode(model)
-        model[:d] -= received[:d]
-        return self.up.encode(model, client.generator("codec"), memory=client.memory if self.stateful else None)
-
     def decode(self, payload: bytes) -> Tensor:
         """Return the client's model, (D,)."""
-        model, d = self.up.decode(payload), self.server.vector.d
+        model, d = self.up.decode(payload), self.context.vector.d
         if self.changes:
             model[:d] += self.sent[:d]
         return model
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
         """Take the mean of the uploads, and a step towards it."""
-        mean = self.server.average(uploads, self.decode, len(self.weights))
+        mean = self.context.average(uploads, self.decode, len(self.weights))
         self.weights = self.step(mean.float())
         return None
 
@@ -122,7 +95,6 @@ class FedAvgState:
         return mean
 
     def model(self) -> Tensor:
-        """Return the global model, (D,)."""
         return self.weights
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,3 +102,30 @@ class FedAvgState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.weights = self.sent = torch.as_tensor(state["weights"])
+
+
+class FedAvgClient(FederatedClient):
+    """The client's half: load, train, send."""
+
+    def __init__(self, config: FedAvg, context: FederationContext) -> None:
+        self.context = context
+        self.up, self.down = packings(context.vector, config)
+        self.changes = not self.up.lossless
+        self.stateful = isinstance(self.up.chain, ErrorFeedback)
+
+    def receive(self, client: Client, message: bytes) -> Work | Reply:
+        return self.work(client, self.down.decode(message))
+
+    def work(self, client: Client, received: Tensor) -> Work:
+        """Return what is trained of a model (D,) that was received."""
+        return Work(received, received)
+
+    def reply(self, client: Client, work: Work) -> Work | Reply:
+        """Encode the model that was trained, or, through a lossy chain, what has changed of its parameters."""
+        model, d = client.model(), self.context.vector.d
+        if not self.changes:
+            return Reply(self.up.encode(model))
+        assert work.received is not None
+        model[:d] -= work.received[:d]
+        memory = client.memory if self.stateful else None
+        return Reply(self.up.encode(model, client.generator("codec"), memory=memory))

@@ -19,9 +19,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sparsync.federated.fedavg import FedAvg, FedAvgState
+from sparsync.federated.context import FederationContext, ServerContext, Upload
+from sparsync.federated.contract import AsynchronousServer
+from sparsync.federated.fedavg import FedAvg, FedAvgClient, FedAvgServer
 from sparsync.federated.messages import chain_of
-from sparsync.federated.server import Server, Upload
 from sparsync.spec import Count, config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import ErrorFeedback
@@ -59,32 +60,41 @@ class FedBuff(FedAvg):
                 "know what to make up for; leave out ef(...)"
             )
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        return FedBuffState(self, server)
+    def make_server(self, context: ServerContext) -> FedBuffServer:
+        return FedBuffServer(self, context)
+
+    def make_client(self, context: FederationContext) -> FedBuffClient:
+        return FedBuffClient(self, context)
 
 
-class FedBuffState(FedAvgState):
+class FedBuffServer(FedAvgServer, AsynchronousServer):
     """The global model."""
 
-    def __init__(self, config: FedBuff, server: Server) -> None:
-        super().__init__(config, server)
-        self.changes = True
+    def __init__(self, config: FedBuff, context: ServerContext) -> None:
+        super().__init__(config, context)
         self.lr, self.exponent = config.lr, config.exponent
         self.buffer = config.buffer
-        self.concurrency = config.concurrency or server.cohort
+        self.concurrency = config.concurrency or context.cohort
 
     def decode(self, payload: bytes) -> Tensor:
         """Return what the client's steps have changed, and the buffers of its model, (D,)."""
         return self.up.decode(payload)
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
-        server, d = self.server, self.server.vector.d
-        mean = server.average(uploads, self.decode, len(self.weights), self.buffer, self.discount)
+        context, d = self.context, self.context.vector.d
+        mean = context.average(uploads, self.decode, len(self.weights), self.buffer, self.discount)
         stepped = self.weights[:d] + self.lr * mean[:d]
-        self.weights = torch.cat((stepped, mean[d:] / server.discount)).float()
+        self.weights = torch.cat((stepped, mean[d:] / context.discount)).float()
         return None
 
     def discount(self, upload: Upload) -> float:
         """Return s, between 0 and 1."""
         return float((1 + upload.staleness) ** -self.exponent)
+
+
+class FedBuffClient(FedAvgClient):
+    """FedAvg's; it sends what has changed, whatever the codec."""
+
+    def __init__(self, config: FedBuff, context: FederationContext) -> None:
+        super().__init__(config, context)
+        self.changes = True

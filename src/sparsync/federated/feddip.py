@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -22,9 +23,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from sparsync.errors import UsageError
-from sparsync.federated.fedavg import FedAvgState
-from sparsync.federated.masked import MaskedConfig, MaskedState, over_parameters
-from sparsync.federated.server import Server, Upload
+from sparsync.federated.context import FederationContext, ServerContext, Upload
+from sparsync.federated.contract import Reply, Work
+from sparsync.federated.masked import MaskedClient, MaskedConfig, MaskedServer, MaskedWork, over_parameters
 from sparsync.shares import exact
 from sparsync.sparsity import Cubic, ParamView, Staircase, counts, erk, kept, random_mask, top_k_mask
 from sparsync.spec import MOST, Count, Natural, config
@@ -108,9 +109,29 @@ class DynamicPruning(MaskedConfig):
         """Norm of the regularisation."""
         return "2"
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        return FedDIPState(self, server)
+    def own_masks(self, round_: int) -> bool:
+        """Whether clients draw masks of their own, since there is none yet."""
+        return self.mask_init == "clients" and round_ == 0
+
+    def decides(self, round_: int) -> bool:
+        """Whether a round, counted from 0, ends with a new mask."""
+        return round_ % self.reconfiguration_interval == 0 and round_ >= self.first_reconfiguration
+
+    def dense_upload(self, round_: int) -> bool:
+        """Whether clients send what is off the mask, too."""
+        when_deciding = self.upload == "dense_on_reconfiguration" and self.decides(round_)
+        return self.upload == "dense" or when_deciding or self.own_masks(round_)
+
+    def drawn(self, view: ParamView, rng: np.random.Generator) -> Tensor:
+        """Return a random mask (M,) at ERK densities, of the sparsity that the ramp starts at."""
+        densities = erk(view.shapes, 1 - exact(self.sparsity_init), self.erk_power)
+        return random_mask(view.shapes, counts(view.shapes, densities), rng)
+
+    def make_server(self, context: ServerContext) -> FedDIPServer:
+        return FedDIPServer(self, context)
+
+    def make_client(self, context: FederationContext) -> FedDIPClient:
+        return FedDIPClient(self, context)
 
 
 @STRATEGIES.register("feddip")
@@ -158,73 +179,50 @@ class FedDIP(DynamicPruning):
         return self.norm_order
 
 
-class FedDIPState(MaskedState):
+class FedDIPServer(MaskedServer):
     """The global model, (D,), and its mask, (M,), which some rounds decide anew."""
 
-    def __init__(self, config: DynamicPruning, server: Server) -> None:
-        ramp = Cubic(config.sparsity_init, config.sparsity, server.rounds)
-        super().__init__(config, server, ramp, config.prunable)
+    def __init__(self, config: DynamicPruning, context: ServerContext) -> None:
+        ramp = Cubic(config.sparsity_init, config.sparsity, context.rounds)
+        super().__init__(config, context, ramp, config.prunable)
         self.config = config
-        self.penalty = config.penalty(server.rounds)
+        self.penalty = config.penalty(context.rounds)
         if config.mask_init == "erk" and config.sparsity_init > 0:
-            self.mask = self.drawn(server.generator("mask"))
+            self.mask = config.drawn(self.view, context.generator("mask"))
         self.weights = self.pruned(self.weights, self.mask)
-
-    def drawn(self, rng: np.random.Generator) -> Tensor:
-        """Return a random mask (M,) at ERK densities, of the sparsity that the ramp starts at."""
-        densities = erk(self.view.shapes, 1 - exact(self.config.sparsity_init), self.config.erk_power)
-        return random_mask(self.view.shapes, counts(self.view.shapes, densities), rng)
-
-    def own_masks(self, round_: int) -> bool:
-        """Whether clients draw masks of their own, since there is none yet."""
-        return self.config.mask_init == "clients" and round_ == 0
-
-    def decides(self, round_: int) -> bool:
-        """Whether a round, counted from 0, ends with a new mask."""
-        return round_ % self.config.reconfiguration_interval == 0 and round_ >= self.config.first_reconfiguration
-
-    def dense_upload(self, round_: int) -> bool:
-        """Whether clients send what is off the mask, too."""
-        policy = self.config.upload
-        when_deciding = policy == "dense_on_reconfiguration" and self.decides(round_)
-        return policy == "dense" or when_deciding or self.own_masks(round_)
 
     def downlink(self, round_: int) -> bytes:
         payload = super().downlink(round_)
         if self.penalty:
-            self.server.record(**{"lambda": self.penalty(round_)})
+            self.context.record(**{"lambda": self.penalty(round_)})
         return payload
 
-    def train_on(self, client: Client, mask: Tensor) -> Tensor:
-        """Take local steps on dense weights, with gradients at the pruned ones."""
-        if self.own_masks(client.round):
-            mask = self.drawn(client.generator("mask"))
-        strength = self.penalty(client.round) if self.penalty else 0.0
-        client.train(transform=MaskTransform(self.view, mask, strength, self.config.norm))
-        if not self.dense_upload(client.round):
-            return mask
-        trained = self.prunable(client.model()).double()
-        client.note({"off_mask": float(trained[~mask].norm() / trained[mask].norm().clamp_min(1e-30))})
-        return torch.ones_like(mask)
-
-    def wish(self, round_: int, trained: Tensor, mask: Tensor) -> Tensor:
-        """The mask that a client would choose alone, where it says all that it takes."""
-        return top_k_mask(trained, self.kept(round_)) if self.dense_upload(round_) and self.decides(round_) else mask
-
     def kept(self, round_: int) -> int:
-        """k_t, ones of a mask that is decided in a round."""
+        """Return k_t, ones of a mask that is decided in a round."""
         return kept(self.view.numel, self.sparsity(round_))
+
+    def support(self, round_: int, decoded: Tensor) -> Tensor:
+        """Return the mask (M,) that a client would choose alone, where it sends all that this takes."""
+        if not self.config.dense_upload(round_):
+            return self.mask
+        if not self.config.decides(round_):
+            return torch.ones_like(self.mask)
+        return top_k_mask(self.prunable(decoded), self.kept(round_))
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
         everything = torch.ones_like(self.mask)
-        known = KnownSupport(everything if self.dense_upload(round_) else self.mask)
-        mean = self.server.average(uploads, lambda payload: self.up.decode(payload, known), len(self.weights)).float()
+        known = KnownSupport(everything if self.config.dense_upload(round_) else self.mask)
+        mean = self.mean(
+            uploads,
+            lambda payload: self.up.decode(payload, known),
+            len(self.weights),
+            partial(self.support, round_),
+        ).float()
         if self.config.reconfigure_on == "masked":
             mean = self.pruned(mean, self.mask)
-        if self.decides(round_):
+        if self.config.decides(round_):
             self.decide(self.prunable(mean), self.kept(round_))
         self.weights = self.pruned(mean, self.mask)
-        self.watch.agreement()
         return None
 
     def decide(self, aggregate: Tensor, count: int) -> None:
@@ -233,11 +231,35 @@ class FedDIPState(MaskedState):
             count = min(count, int(aggregate.count_nonzero()))
         old, self.mask = self.mask, top_k_mask(aggregate, count)
         total, lost = float(aggregate.double().square().sum()), float(aggregate[~self.mask].double().square().sum())
-        self.server.record(
+        self.context.record(
             returned=int((self.mask & ~old).count_nonzero()),
             dropped=int((old & ~self.mask).count_nonzero()),
             delta=lost / total if total else 0.0,
         )
+
+
+class FedDIPClient(MaskedClient):
+    """The client's half: dense weights, whose gradients are those of the pruned ones."""
+
+    def __init__(self, config: DynamicPruning, context: FederationContext) -> None:
+        super().__init__(config, context, config.prunable)
+        self.config = config
+        self.penalty = config.penalty(context.rounds)
+
+    def work_on(self, client: Client, received: Tensor, mask: Tensor) -> Work:
+        if self.config.own_masks(client.round):
+            mask = self.config.drawn(self.view, client.generator("mask"))
+        strength = self.penalty(client.round) if self.penalty else 0.0
+        transform = MaskTransform(self.view, mask, strength, self.config.norm)
+        return MaskedWork(received, received, transform=transform, mask=mask)
+
+    def reply(self, client: Client, work: Work) -> Work | Reply:
+        assert isinstance(work, MaskedWork)
+        if not self.config.dense_upload(client.round):
+            return super().reply(client, work)
+        trained, mask, everything = self.prunable(client.model()).double(), work.mask, torch.ones_like(work.mask)
+        off_mask = float(trained[~mask].norm() / trained[mask].norm().clamp_min(1e-30))
+        return self.send(client, work, KnownSupport(everything), everything, notes={"off_mask": off_mask})
 
 
 class MaskTransform:

@@ -22,9 +22,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sparsync.federated.fedavg import FedAvgState
-from sparsync.federated.masked import MaskedConfig, MaskedState, freeze_off
-from sparsync.federated.server import Server, Upload
+from sparsync.federated.context import FederationContext, ServerContext, Upload
+from sparsync.federated.contract import Reply, Work
+from sparsync.federated.masked import MaskedClient, MaskedConfig, MaskedServer, MaskedWork, freezing
 from sparsync.shares import exact
 from sparsync.sparsity import (
     Constant,
@@ -38,7 +38,7 @@ from sparsync.sparsity import (
 )
 from sparsync.spec import Count, config
 from sparsync.strategies import STRATEGIES
-from sparsync.wire import KnownSupport, MaskedSupport, SupportStage
+from sparsync.wire import KnownSupport, MaskedSupport
 from sparsync.workers import Client
 
 
@@ -72,60 +72,51 @@ class FedDST(MaskedConfig):
     aggregate: Literal["mask_weighted", "fedavg"] = "mask_weighted"
     mask_init: Literal["magnitude", "random"] = "magnitude"
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        return FedDSTState(self, server)
+    def make_server(self, context: ServerContext) -> FedDSTServer:
+        return FedDSTServer(self, context)
 
-
-class FedDSTState(MaskedState):
-    """The global model and its mask, with as many ones per layer as at the start."""
-
-    def __init__(self, config: FedDST, server: Server) -> None:
-        super().__init__(config, server, Constant(config.sparsity))
-        self.config = config
-        self.ones = counts(self.view.shapes, erk(self.view.shapes, 1 - exact(config.sparsity)))
-        if config.mask_init == "random":
-            self.mask = random_mask(self.view.shapes, self.ones, server.generator("mask"))
-        else:
-            self.mask = layer_top_k_mask(self.view, self.prunable(self.weights), self.ones)
-        self.weights = self.pruned(self.weights, self.mask)
-        self.drop = CosineDrop(config.drop_fraction, config.drop_until or server.rounds)
+    def make_client(self, context: FederationContext) -> FedDSTClient:
+        return FedDSTClient(self, context)
 
     def readjusts(self, round_: int) -> bool:
         """Whether clients move ones in a round, counted from 0."""
-        return (round_ + 1) % self.config.readjustment_interval == 0
+        return (round_ + 1) % self.readjustment_interval == 0
+
+    def drop(self, rounds: int) -> CosineDrop:
+        """Return the share of ones that is moved, by round."""
+        return CosineDrop(self.drop_fraction, self.drop_until or rounds)
+
+
+class FedDSTServer(MaskedServer):
+    """The global model and its mask, with as many ones per layer as at the start."""
+
+    def __init__(self, config: FedDST, context: ServerContext) -> None:
+        super().__init__(config, context, Constant(config.sparsity))
+        self.config = config
+        self.ones = counts(self.view.shapes, erk(self.view.shapes, 1 - exact(config.sparsity)))
+        if config.mask_init == "random":
+            self.mask = random_mask(self.view.shapes, self.ones, context.generator("mask"))
+        else:
+            self.mask = layer_top_k_mask(self.view, self.prunable(self.weights), self.ones)
+        self.weights = self.pruned(self.weights, self.mask)
+        self.drop = config.drop(context.rounds)
 
     def downlink(self, round_: int) -> bytes:
         payload = super().downlink(round_)
-        self.server.record(drop_fraction=self.drop(round_))
+        self.context.record(drop_fraction=self.drop(round_))
         return payload
-
-    def train_on(self, client: Client, mask: Tensor) -> Tensor:
-        if not self.readjusts(client.round):
-            return super().train_on(client, mask)
-        steps = len(client.batches)
-        freeze_off(self.view, mask, client, range(steps // 2))
-        extra = client.batches[int(client.generator("readjust").integers(steps))]
-        grad, weights = self.view.gather(client.gradient(extra)).cpu(), self.view.gather(client.params).cpu()
-        mask, weights = drop_and_grow(self.view, mask, weights, grad, self.drop(client.round))
-        self.view.scatter_(client.params, weights.to(client.params))
-        client.runtime.optimizer.state.clear()  # momentum would move what was dropped
-        freeze_off(self.view, mask, client, range(steps // 2, steps))
-        return mask
-
-    def support(self, round_: int, mask: Tensor) -> SupportStage:
-        return MaskedSupport(mask) if self.readjusts(round_) else super().support(round_, mask)
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
         numel, size = len(self.weights), self.view.numel
 
         def decode(payload: bytes) -> Tensor:
-            if not self.readjusts(round_):
+            if not self.config.readjusts(round_):
                 return torch.cat((self.up.decode(payload, KnownSupport(self.mask)), self.mask.float()))
             model, mask = self.up.decode_mask(payload)
             return torch.cat((model, mask.float()))
 
-        mean, holders = self.server.average(uploads, decode, numel + size).split_with_sizes((numel, size))
+        sums = self.mean(uploads, decode, numel + size, lambda decoded: decoded[numel:])
+        mean, holders = sums.split_with_sizes((numel, size))
         values = self.prunable(mean)
         if self.config.aggregate == "mask_weighted":  # 0 where nobody kept the coordinate
             values = torch.where(holders > 0, values / holders, 0.0)
@@ -133,8 +124,36 @@ class FedDSTState(MaskedState):
         weights = mean.float()
         self.view.scatter_(weights[: self.view.total], values.float())
         self.weights = self.pruned(weights, self.mask)
-        self.watch.agreement()
         return None
+
+
+class FedDSTClient(MaskedClient):
+    """The client's half: in some rounds it moves ones, half-way through its steps."""
+
+    def __init__(self, config: FedDST, context: FederationContext) -> None:
+        super().__init__(config, context)
+        self.config, self.drop = config, config.drop(context.rounds)
+
+    def work_on(self, client: Client, received: Tensor, mask: Tensor) -> Work:
+        work = super().work_on(client, received, mask)
+        if self.config.readjusts(client.round):
+            work.steps = range(len(client.batches) // 2)
+        return work
+
+    def reply(self, client: Client, work: Work) -> Work | Reply:
+        assert isinstance(work, MaskedWork)
+        if work.start is None:
+            return self.send(client, work, MaskedSupport(work.mask), work.mask)
+        if not self.config.readjusts(client.round):
+            return super().reply(client, work)
+        steps = len(client.batches)
+        extra = client.batches[int(client.generator("readjust").integers(steps))]
+        grad, weights = self.view.gather(client.gradient(extra)).cpu(), self.view.gather(client.params).cpu()
+        mask, weights = drop_and_grow(self.view, work.mask, weights, grad, self.drop(client.round))
+        self.view.scatter_(client.params, weights.to(client.params))
+        client.forget_momentum()  # it would move what was dropped
+        hook = freezing(self.view, mask, client)
+        return MaskedWork(None, work.received, range(steps // 2, steps), before_step=hook, mask=mask)
 
 
 def drop_and_grow(

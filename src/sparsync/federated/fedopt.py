@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsync.federated.fedavg import FedAvg, FedAvgState
-from sparsync.federated.server import Server
+from sparsync.federated.context import ServerContext
+from sparsync.federated.fedavg import FedAvg, FedAvgServer
 from sparsync.spec import config
 from sparsync.strategies import STRATEGIES
 
@@ -39,9 +39,8 @@ class FedAvgM(FedAvg):
     lr: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        return FedOptState(self, server, lambda w: torch.optim.SGD([w], lr=self.lr, momentum=self.momentum))
+    def make_server(self, context: ServerContext) -> FedOptServer:
+        return FedOptServer(self, context, lambda w: torch.optim.SGD([w], lr=self.lr, momentum=self.momentum))
 
 
 @STRATEGIES.register("fedadam")
@@ -61,10 +60,9 @@ class FedAdam(FedAvg):
     beta2: float = Field(default=0.99, ge=0, lt=1)
     tau: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
+    def make_server(self, context: ServerContext) -> FedOptServer:
         betas = self.beta1, self.beta2
-        return FedOptState(self, server, lambda w: torch.optim.Adam([w], lr=self.lr, betas=betas, eps=self.tau))
+        return FedOptServer(self, context, lambda w: torch.optim.Adam([w], lr=self.lr, betas=betas, eps=self.tau))
 
 
 @STRATEGIES.register("fedyogi")
@@ -75,10 +73,9 @@ class FedYogi(FedAdam):
     Its parameters are FedAdam's.
     """
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
+    def make_server(self, context: ServerContext) -> FedOptServer:
         betas = self.beta1, self.beta2
-        return FedOptState(self, server, lambda w: Yogi(w, self.lr, betas, self.tau))
+        return FedOptServer(self, context, lambda w: Yogi(w, self.lr, betas, self.tau))
 
 
 @STRATEGIES.register("fedadagrad")
@@ -95,21 +92,20 @@ class FedAdagrad(FedAvg):
     lr: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     tau: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        return FedOptState(self, server, lambda w: torch.optim.Adagrad([w], lr=self.lr, eps=self.tau))
+    def make_server(self, context: ServerContext) -> FedOptServer:
+        return FedOptServer(self, context, lambda w: torch.optim.Adagrad([w], lr=self.lr, eps=self.tau))
 
 
-class FedOptState(FedAvgState):
+class FedOptServer(FedAvgServer):
     """The global model, and the state of the server's optimiser."""
 
-    def __init__(self, config: FedAvg, server: Server, build: Build) -> None:
-        super().__init__(config, server)
-        self.parameter = nn.Parameter(self.weights[: server.vector.d].clone())
+    def __init__(self, config: FedAvg, context: ServerContext, build: Build) -> None:
+        super().__init__(config, context)
+        self.parameter = nn.Parameter(self.weights[: context.vector.d].clone())
         self.optimizer = build(self.parameter)
 
     def step(self, mean: Tensor) -> Tensor:
-        d = self.server.vector.d
+        d = self.context.vector.d
         self.parameter.grad = self.parameter.detach() - mean[:d]  # the pseudo-gradient
         self.optimizer.step()
         return torch.cat((self.parameter.detach(), mean[d:]))
@@ -120,7 +116,7 @@ class FedOptState(FedAvgState):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         with torch.no_grad():
-            self.parameter.copy_(self.weights[: self.server.vector.d])
+            self.parameter.copy_(self.weights[: self.context.vector.d])
         self.optimizer.state[self.parameter] = dict(state["optimizer"])
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from sparsync.federated.fedavg import FedAvg, FedAvgState
-from sparsync.federated.server import Server
+from sparsync.federated.context import FederationContext
+from sparsync.federated.contract import Work
+from sparsync.federated.fedavg import FedAvg, FedAvgClient
 from sparsync.spec import config
 from sparsync.strategies import STRATEGIES
 from sparsync.workers import Client
@@ -25,18 +26,21 @@ class FedProx(FedAvg):
 
     mu: float = Field(default=0.01, ge=0, allow_inf_nan=False)
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        return FedProxState(self, server)
+    def make_client(self, context: FederationContext) -> FedProxClient:
+        return FedProxClient(self, context)
 
 
-class FedProxState(FedAvgState):
+class FedProxClient(FedAvgClient):
     """FedAvg's, with the proximal term's gradient in every local step."""
 
-    def __init__(self, config: FedProx, server: Server) -> None:
-        super().__init__(config, server)
+    def __init__(self, config: FedProx, context: FederationContext) -> None:
+        super().__init__(config, context)
         self.mu = config.mu
 
-    def train(self, client: Client, received: Tensor) -> None:
-        anchor = received[: self.server.vector.d].to(client.params)
-        client.train(before_step=lambda: client.grad.add_(client.params - anchor, alpha=self.mu))
+    def work(self, client: Client, received: Tensor) -> Work:
+        anchor = received[: self.context.vector.d].to(client.params)
+
+        def pull(params: Tensor, grad: Tensor) -> None:
+            grad.add_(params - anchor, alpha=self.mu)
+
+        return Work(received, received, before_step=pull)

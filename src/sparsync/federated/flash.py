@@ -14,13 +14,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sparsync.federated.fedavg import FedAvgState
-from sparsync.federated.masked import MaskedConfig, MaskedState
-from sparsync.federated.server import Server, Upload
+from sparsync.federated.context import FederationContext, ServerContext, Upload
+from sparsync.federated.contract import Reply, Work
+from sparsync.federated.masked import MaskedClient, MaskedConfig, MaskedServer, MaskedWork
 from sparsync.sparsity import Constant, kept, layer_top_k_mask, top_k_mask
 from sparsync.spec import Natural, config
 from sparsync.strategies import STRATEGIES
-from sparsync.wire import MaskedSupport, SupportStage
+from sparsync.wire import MaskedSupport
 from sparsync.workers import Client
 
 
@@ -42,42 +42,50 @@ class Flash(MaskedConfig):
     sparsity: float = Field(default=0.95, ge=0, lt=1)
     warmup: Natural = 0
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        return FlashState(self, server)
+    def make_server(self, context: ServerContext) -> FlashServer:
+        return FlashServer(self, context, Constant(self.sparsity))
+
+    def make_client(self, context: FederationContext) -> FlashClient:
+        return FlashClient(self, context)
 
 
-class FlashState(MaskedState):
+class FlashServer(MaskedServer):
     """The global model and its mask, which is all ones until the first round has ended."""
-
-    def __init__(self, config: Flash, server: Server) -> None:
-        super().__init__(config, server, Constant(config.sparsity))
-        self.config = config
-
-    def train_on(self, client: Client, mask: Tensor) -> Tensor:
-        if client.round > 0:
-            return super().train_on(client, mask)
-        client.train(range(len(client.batches) + self.config.warmup * client.batches.per_pass))
-        return top_k_mask(self.prunable(client.model()), kept(self.view.numel, self.config.sparsity))
-
-    def support(self, round_: int, mask: Tensor) -> SupportStage:
-        return super().support(round_, mask) if round_ > 0 else MaskedSupport(mask)
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
         if round_ > 0:
             return super().aggregate(round_, uploads)
-        layers = len(self.view.sizes)
+        sizes = len(self.weights), len(self.view.sizes), self.view.numel
 
         def decode(payload: bytes) -> Tensor:
             model, mask = self.up.decode_mask(payload)
             ones = torch.stack([part.count_nonzero() for part in self.view.split(mask)])
-            return torch.cat((model, ones.double()))
+            return torch.cat((model, ones.double(), mask.double()))
 
-        both = self.server.average(uploads, decode, len(self.weights) + layers)
-        mean, counts = both.split_with_sizes((len(self.weights), layers))
+        sums = self.mean(uploads, decode, sum(sizes), lambda decoded: decoded[-self.view.numel :])
+        mean, counts, _ = sums.split_with_sizes(sizes)
         wished = [math.floor(count) for count in counts.tolist()]  # exact, as counts and weights are integers
         weights = mean.float()
         self.mask = layer_top_k_mask(self.view, self.prunable(weights), wished)
         self.weights = self.pruned(weights, self.mask)
-        self.watch.agreement()
         return None
+
+
+class FlashClient(MaskedClient):
+    """The client's half: dense in the first round, of which it sends the largest weights."""
+
+    def __init__(self, config: Flash, context: FederationContext) -> None:
+        super().__init__(config, context)
+        self.config = config
+
+    def work_on(self, client: Client, received: Tensor, mask: Tensor) -> Work:
+        if client.round > 0:
+            return super().work_on(client, received, mask)
+        steps = range(len(client.batches) + self.config.warmup * client.batches.per_pass)
+        return MaskedWork(received, received, steps, mask=mask)
+
+    def reply(self, client: Client, work: Work) -> Work | Reply:
+        if client.round > 0:
+            return super().reply(client, work)
+        mask = top_k_mask(self.prunable(client.model()), kept(self.view.numel, self.config.sparsity))
+        return self.send(client, work, MaskedSupport(mask), mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +29,18 @@ from sparsync.wire.positions import most_bytes
 from sparsync.workers import ModelVector
 
 _PLAIN = Chain()  # every number, in float32
+
+
+class Codecs(Protocol):
+    """Settings with specs of chains, None for float32."""
+
+    @property
+    def uplink(self) -> str | None:
+        """What clients send."""
+
+    @property
+    def downlink(self) -> str | None:
+        """What they receive."""
 
 
 class ModelPacking:
@@ -217,3 +230,9 @@ def _parsed(name: str, text: str | None) -> Chain:
 def chain_of(text: str | None) -> Chain:
     """Return the chain of a spec; None: float32."""
     return parse_chain(text) if text else _PLAIN
+
+
+def packings(vector: ModelVector, config: Codecs, view: ParamView | None = None) -> tuple[ModelPacking, ModelPacking]:
+    """Return how models go up and down by a strategy's codecs, perhaps those of some parameters only."""
+    up, down = (ModelPacking(vector, chain_of(text), view=view) for text in (config.uplink, config.downlink))
+    return up, down

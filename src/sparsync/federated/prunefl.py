@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -24,12 +25,19 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sparsync.errors import UsageError
-from sparsync.federated.fedavg import FedAvgState
-from sparsync.federated.masked import MaskedConfig, MaskedState, over_parameters
-from sparsync.federated.messages import pack_mask, unpack_mask
-from sparsync.federated.server import Server, Upload
+from sparsync.federated.context import FederationContext, ServerContext, Upload
+from sparsync.federated.contract import Reply, Work
+from sparsync.federated.masked import (
+    MaskedClient,
+    MaskedConfig,
+    MaskedServer,
+    MaskedWork,
+    over_parameters,
+    voted,
+)
+from sparsync.federated.messages import pack_mask
 from sparsync.shares import exact
-from sparsync.sparsity import Cubic, counts, erk, random_mask, top_k_among
+from sparsync.sparsity import Cubic, ParamView, counts, erk, random_mask, top_k_among
 from sparsync.spec import MOST, Count, config
 from sparsync.strategies import STRATEGIES
 from sparsync.wire import Kind, KnownSupport
@@ -84,103 +92,82 @@ class PruneFL(MaskedConfig):
             )
         return self
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        return PruneFLState(self, server)
-
-
-class PruneFLState(MaskedState):
-    """The global model and its mask; `begun` says whether the first mask is there."""
-
-    def __init__(self, config: PruneFL, server: Server) -> None:
-        super().__init__(config, server, Cubic(config.sparsity_init, config.sparsity, server.rounds))
-        self.config = config
-        self.times = self.view.expand(self._layer_times(config.layer_time or {}))
-        self.begun = config.initial_mask == "erk"
-        if self.begun:
-            ones = counts(self.view.shapes, erk(self.view.shapes, 1 - exact(config.sparsity_init)))
-            self.mask = random_mask(self.view.shapes, ones, server.generator("mask"))
-            self.weights = self.pruned(self.weights, self.mask)
-
     def decides(self, round_: int) -> bool:
         """Whether a round, counted from 0, ends with a new mask."""
-        return (round_ + 1) % self.config.reconfiguration_interval == 0
+        return (round_ + 1) % self.reconfiguration_interval == 0
 
-    def select(self, round_: int, rng: np.random.Generator) -> Sequence[int]:
-        return super().select(round_, rng) if self.begun else super().select(round_, rng)[:1]
+    def make_server(self, context: ServerContext) -> PruneFLServer:
+        return PruneFLServer(self, context)
 
-    def local_update(self, client: Client, payload: bytes) -> bytes:
-        if self.begun:
-            return super().local_update(client, payload)
-        received, mask = self.down.decode_mask(payload)
-        client.load(received)
-        return pack_mask(self._alone(client, mask))
+    def make_client(self, context: FederationContext) -> PruneFLClient:
+        return PruneFLClient(self, context)
 
-    def _alone(self, client: Client, mask: Tensor) -> Tensor:
-        """Find the first mask on one client."""
-        each = len(client.batches)
-        enough = 1 / self.server.classes + _BETTER
-        for done in range(1, self.config.initial_rounds + 1):
-            squares = self._train(client, mask, range((done - 1) * each, done * each))
-            if done % _ALONE == 0:
-                mask = self.decided(squares, mask, self.view.gather(client.params).cpu(), self.config.sparsity_init)
-                client.params.mul_(over_parameters(self.view, mask).to(client.params))
-                client.runtime.optimizer.state.clear()  # momentum would move what was dropped
-            if done >= _ALONE and client.accuracy() > enough:
-                break
-        return mask
 
-    def _train(self, client: Client, mask: Tensor, steps: range | None = None) -> Tensor:
-        """Train on a mask; return the dense squared gradient (M,) of the last batch."""
-        on = over_parameters(self.view, mask).to(client.params)
-        last = torch.zeros_like(client.grad)
+class MaskDecision:
+    """The mask (M,) that follows another one.
 
-        def before_step() -> None:
-            last.copy_(client.grad)
-            client.grad.mul_(on)
+    Parameters
+    ----------
+    config : PruneFL
+        Times, order, and what may be dropped.
+    view : ParamView
+        The prunable entries.
 
-        client.train(steps, before_step=before_step)
-        return self.view.gather(last).square().to("cpu", torch.float32)
+    Attributes
+    ----------
+    times : Tensor, (M,)
+        Time per coordinate.
+    """
 
-    def train_on(self, client: Client, mask: Tensor) -> Tensor:
-        self.squares = self._train(client, mask)
-        return mask
+    def __init__(self, config: PruneFL, view: ParamView) -> None:
+        self.config, self.view = config, view
+        layer_times = config.layer_time or {}
+        for name in layer_times:
+            if name not in view.names:
+                names = ", ".join(view.names)
+                raise UsageError(f"prunefl: layer_time of {name!r}, which is not pruned; expected some of {names}")
+        self.times = view.expand(torch.tensor([layer_times.get(name, 1.0) for name in view.names], dtype=torch.float64))
 
-    def extra(self, round_: int) -> Mapping[Kind, Tensor]:
-        return {"gradient": self.squares} if self.decides(round_) else {}
-
-    def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
-        numel, size = len(self.weights), self.view.numel
-        if not self.begun:
-            chosen = self.server.average(uploads, lambda payload: unpack_mask(payload, size).float(), size, minimum=1)
-            self.mask, self.begun = chosen > 0, True
-            self.weights = self.pruned(self.weights, self.mask)
-            return False
-        if not self.decides(round_):
-            return super().aggregate(round_, uploads)
-        known = KnownSupport(self.mask)
-        both = self.server.average(uploads, lambda payload: self.up.decode(payload, known, [size]), numel + size)
-        mean, squares = both.split_with_sizes((numel, size))
-        self.mask = self.decided(squares, self.mask, self.prunable(mean), self.sparsity(round_))
-        self.weights = self.pruned(mean.float(), self.mask)
-        self.watch.agreement()
-        return None
-
-    def decided(self, squares: Tensor, mask: Tensor, weights: Tensor, sparsity: float) -> Tensor:
-        """Return the mask (M,) that follows one, of weights and G2 (M,), at most so sparse."""
+    def __call__(self, squares: Tensor, mask: Tensor, weights: Tensor, sparsity: float) -> Tensor:
+        """Return the mask that follows one, of weights and G2 (M,), at most so sparse."""
         ones = [int(part.count_nonzero()) for part in self.view.split(mask)]
-        stay = [one - math.floor(exact(self.config.droppable) * one) for one in ones]
+        stay = [count - math.floor(exact(self.config.droppable) * count) for count in ones]
         layers = zip(self.view.split(weights), self.view.split(mask), stay, strict=True)
         stays = torch.cat([top_k_among(*layer) for layer in layers])
         least = (1 - sparsity) * self.view.numel  # in floating point, as both ports
         return worthwhile(squares, self.times, least, stays, self.config.order == "rate")
 
-    def _layer_times(self, given: Mapping[str, float]) -> Tensor:
-        for name in given:
-            if name not in self.view.names:
-                names = ", ".join(self.view.names)
-                raise UsageError(f"prunefl: layer_time of {name!r}, which is not pruned; expected some of {names}")
-        return torch.tensor([given.get(name, 1.0) for name in self.view.names], dtype=torch.float64)
+
+class PruneFLServer(MaskedServer):
+    """The global model and its mask; `begun` says whether the first mask is there."""
+
+    def __init__(self, config: PruneFL, context: ServerContext) -> None:
+        super().__init__(config, context, Cubic(config.sparsity_init, config.sparsity, context.rounds))
+        self.config = config
+        self.decided = MaskDecision(config, self.view)
+        self.begun = config.initial_mask == "erk"
+        if self.begun:
+            ones = counts(self.view.shapes, erk(self.view.shapes, 1 - exact(config.sparsity_init)))
+            self.mask = random_mask(self.view.shapes, ones, context.generator("mask"))
+            self.weights = self.pruned(self.weights, self.mask)
+
+    def select(self, round_: int, rng: np.random.Generator) -> Sequence[int]:
+        return super().select(round_, rng) if self.begun else super().select(round_, rng)[:1]
+
+    def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
+        numel, size = len(self.weights), self.view.numel
+        if not self.begun:
+            self.mask, self.begun = voted(self.context, uploads, size), True
+            self.weights = self.pruned(self.weights, self.mask)
+            return False
+        if not self.config.decides(round_):
+            return super().aggregate(round_, uploads)
+        known = KnownSupport(self.mask)
+        both = self.mean(uploads, lambda payload: self.up.decode(payload, known, [size]), numel + size)
+        mean, squares = both.split_with_sizes((numel, size))
+        self.mask = self.decided(squares, self.mask, self.prunable(mean), self.sparsity(round_))
+        self.weights = self.pruned(mean.float(), self.mask)
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "begun": self.begun}
@@ -188,6 +175,70 @@ class PruneFLState(MaskedState):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.begun = state["begun"]
+
+
+@dataclass
+class GradientWork(MaskedWork):
+    """Work on a mask of which the last batch's gradient is wanted.
+
+    Attributes
+    ----------
+    last : Tensor, (d,)
+        Dense gradient of the last batch.
+    alone : int
+        Rounds of the client that makes the first mask, with this one; 0: there is a mask.
+    """
+
+    last: Tensor = field(kw_only=True)
+    alone: int = 0
+
+
+class PruneFLClient(MaskedClient):
+    """The client's half: the first exchange of all may ask for the first mask."""
+
+    def __init__(self, config: PruneFL, context: FederationContext) -> None:
+        super().__init__(config, context)
+        self.config = config
+        self.decided = MaskDecision(config, self.view)
+        self.enough = 1 / context.classes + _BETTER
+
+    def work_on(self, client: Client, received: Tensor, mask: Tensor) -> Work:
+        work = self.observed(client, mask)
+        work.start = work.received = received
+        if self.config.initial_mask == "client" and not client.round and not client.exchange:
+            work.steps, work.alone = range(len(client.batches)), 1
+        return work
+
+    def observed(self, client: Client, mask: Tensor) -> GradientWork:
+        """Return training on a mask (M,) that keeps the dense gradient of its last batch."""
+        on, last = over_parameters(self.view, mask).to(client.params), torch.zeros_like(client.grad)
+
+        def before_step(_: Tensor, grad: Tensor) -> None:
+            last.copy_(grad)
+            grad.mul_(on)
+
+        return GradientWork(before_step=before_step, mask=mask, last=last)
+
+    def reply(self, client: Client, work: Work) -> Work | Reply:
+        assert isinstance(work, GradientWork)
+        squares = self.view.gather(work.last).square().to("cpu", torch.float32)
+        if work.alone:
+            return self.go_on_alone(client, work, squares)
+        extra: Mapping[Kind, Tensor] = {"gradient": squares} if self.config.decides(client.round) else {}
+        return self.send(client, work, KnownSupport(work.mask), work.mask, extra)
+
+    def go_on_alone(self, client: Client, work: GradientWork, squares: Tensor) -> Work | Reply:
+        """Decide the first mask anew now and then; reply once the client is better than chance."""
+        mask, done, each = work.mask, work.alone, len(client.batches)
+        if done % _ALONE == 0:
+            mask = self.decided(squares, mask, self.view.gather(client.params).cpu(), self.config.sparsity_init)
+            client.params.mul_(over_parameters(self.view, mask).to(client.params))
+            client.forget_momentum()  # it would move what was dropped
+        if (done >= _ALONE and client.accuracy() > self.enough) or done == self.config.initial_rounds:
+            return Reply(pack_mask(mask))
+        following = self.observed(client, mask)
+        following.steps, following.alone = range(done * each, (done + 1) * each), done + 1
+        return following
 
 
 def worthwhile(

@@ -9,15 +9,17 @@ federation says, so c is always the mean of all c_i in the same weights; with un
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from sparsync.errors import UsageError
-from sparsync.federated.fedavg import FedAvg, FedAvgState
-from sparsync.federated.messages import ModelPacking
-from sparsync.federated.server import Server, Upload
+from sparsync.federated.context import FederationContext, ServerContext, Upload
+from sparsync.federated.contract import Reply, Work
+from sparsync.federated.fedavg import FedAvg, FedAvgClient, FedAvgServer
 from sparsync.federated.settings import Federation
 from sparsync.spec import config, parse
 from sparsync.strategies import STRATEGIES
@@ -51,47 +53,32 @@ class Scaffold(FedAvg):
                 "set federation.optimizer to sgd without momentum"
             )
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        self.check(server.settings)
-        return ScaffoldState(self, server)
+    def make_server(self, context: ServerContext) -> ScaffoldServer:
+        self.check(context.settings)
+        return ScaffoldServer(self, context)
+
+    def make_client(self, context: FederationContext) -> ScaffoldClient:
+        return ScaffoldClient(self, context)
 
 
-class ScaffoldState(FedAvgState):
-    """The global model and control variate c, (d,); clients remember c_i."""
+class ScaffoldServer(FedAvgServer):
+    """The global model and control variate c, (d,)."""
 
-    def __init__(self, config: Scaffold, server: Server) -> None:
-        super().__init__(config, server)
-        self.stateful = True
+    def __init__(self, config: Scaffold, context: ServerContext) -> None:
+        super().__init__(config, context)
         self.lr = config.lr
-        self.control = torch.zeros(server.vector.d)  # c
-        self.both = ModelPacking(server.vector)
+        self.control = torch.zeros(context.vector.d)  # c
 
     def downlink(self, round_: int) -> bytes:
-        return self.both.encode(self.weights, extra={"state": self.control})
-
-    def local_update(self, client: Client, payload: bytes) -> bytes:
-        d, numel = self.server.vector.d, self.server.vector.numel
-        received, control = self.both.decode(payload, extra=[d]).split_with_sizes((numel, d))
-        mine = client.memory.get("control", torch.zeros(d))  # c_i
-        correction = (control - mine).to(client.params)
-        client.load(received)
-        client.train(before_step=lambda: client.grad.add_(correction))
-        trained = client.model()
-        change = torch.zeros(d)
-        if length := client.steps * client.learning_rate:
-            change = (received[:d] - trained[:d]) / length - control  # option II: of c_i
-        client.memory["control"] = mine + change
-        return self.both.encode(trained, extra={"state": change})
+        return self.down.encode(self.weights, extra={"state": self.control})
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
-        server, d = self.server, self.server.vector.d
-        numel = server.vector.numel
-        both = server.average(uploads, lambda payload: self.both.decode(payload, extra=[d]), numel + d)
+        context, d, numel = self.context, self.context.vector.d, self.context.vector.numel
+        both = context.average(uploads, lambda payload: self.up.decode(payload, extra=[d]), numel + d)
         mean, change = both.float().split_with_sizes((numel, d))
         stepped = self.weights[:d] + self.lr * (mean[:d] - self.weights[:d])
         self.weights = torch.cat((stepped if self.lr != 1 else mean[:d], mean[d:]))
-        self.control = self.control + server.share * change  # c remains the clients' weighted mean of c_i
+        self.control = self.control + context.share * change  # c remains the clients' weighted mean of c_i
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,3 +87,45 @@ class ScaffoldState(FedAvgState):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.control = torch.as_tensor(state["control"])
+
+
+@dataclass
+class ScaffoldWork(Work):
+    """Work under the server's control variate.
+
+    Attributes
+    ----------
+    control : Tensor, (d,)
+        c, as it was received.
+    """
+
+    control: Tensor = field(kw_only=True)
+
+
+class ScaffoldClient(FedAvgClient):
+    """The client's half: clients remember c_i, (d,)."""
+
+    def __init__(self, config: Scaffold, context: FederationContext) -> None:
+        super().__init__(config, context)
+        self.stateful = True
+
+    def receive(self, client: Client, message: bytes) -> Work | Reply:
+        d, numel = self.context.vector.d, self.context.vector.numel
+        received, control = self.down.decode(message, extra=[d]).split_with_sizes((numel, d))
+        correction = (control - self.variate(client)).to(client.params)
+        return ScaffoldWork(received, received, before_step=lambda _, grad: grad.add_(correction), control=control)
+
+    def reply(self, client: Client, work: Work) -> Work | Reply:
+        assert isinstance(work, ScaffoldWork)
+        assert work.received is not None
+        d = self.context.vector.d
+        trained, change = client.model(), torch.zeros(d)
+        if length := client.steps * client.learning_rate:
+            change = (work.received[:d] - trained[:d]) / length - work.control  # option II: of c_i
+        client.memory["control"] = self.variate(client) + change
+        return Reply(self.up.encode(trained, extra={"state": change}))
+
+    def variate(self, client: Client) -> Tensor:
+        """Return c_i, (d,), at first 0."""
+        control: Tensor = client.memory.get("control", torch.zeros(self.context.vector.d))
+        return control

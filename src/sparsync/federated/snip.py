@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from sparsync.errors import UsageError
-from sparsync.federated.fedavg import FedAvgState
-from sparsync.federated.masked import MaskedConfig, MaskedState
-from sparsync.federated.messages import pack_mask, unpack_mask
-from sparsync.federated.server import Server, Upload
+from sparsync.federated.context import FederationContext, ServerContext, Upload
+from sparsync.federated.contract import Reply, Work
+from sparsync.federated.masked import MaskedClient, MaskedConfig, MaskedServer, voted
+from sparsync.federated.messages import pack_mask
 from sparsync.sparsity import Constant, kept, top_k_mask
 from sparsync.spec import Natural, config
 from sparsync.strategies import STRATEGIES
@@ -48,52 +48,30 @@ class Snip(MaskedConfig):
     saliency_init: Literal["xavier", "model"] = "xavier"
     client: Natural = 0
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        return SnipState(self, server)
+    def make_server(self, context: ServerContext) -> SnipServer:
+        return SnipServer(self, context)
+
+    def make_client(self, context: FederationContext) -> SnipClient:
+        return SnipClient(self, context)
 
 
-class SnipState(MaskedState):
+class SnipServer(MaskedServer):
     """The global model and its mask; `scored` says whether there is one."""
 
-    def __init__(self, config: Snip, server: Server) -> None:
-        super().__init__(config, server, Constant(config.sparsity))
-        if config.client >= server.clients:
-            raise UsageError(f"snip: client={config.client} of {server.clients}; they are numbered from 0")
-        self.config = config
+    def __init__(self, config: Snip, context: ServerContext) -> None:
+        super().__init__(config, context, Constant(config.sparsity))
+        if config.client >= context.clients:
+            raise UsageError(f"snip: client={config.client} of {context.clients}; they are numbered from 0")
+        self.client = config.client
         self.scored = False
 
     def select(self, round_: int, rng: np.random.Generator) -> Sequence[int]:
-        return super().select(round_, rng) if self.scored else [self.config.client]
-
-    def local_update(self, client: Client, payload: bytes) -> bytes:
-        if self.scored:
-            return super().local_update(client, payload)
-        received, _ = self.down.decode_mask(payload)
-        client.load(received)
-        if self.config.saliency_init == "xavier":
-            self._draw(client)
-        batch = client.batches[0]
-        labels = np.unique(client.runtime.task.dataset.train.labels[batch], return_counts=True)
-        client.note({f"scored_label/{label}": int(count) for label, count in zip(*labels, strict=True)})
-        scores = self.view.gather(client.gradient(batch)) * self.view.gather(client.params)
-        return pack_mask(top_k_mask(scores, kept(self.view.numel, self.config.sparsity)))
-
-    def _draw(self, client: Client) -> None:
-        """Xavier-normal weights for the saliency pass."""
-        rng = client.torch_generator("saliency")
-        for (start, stop), shape in zip(self.view.spans, self.view.shapes, strict=True):
-            drawn = nn.init.xavier_normal_(torch.empty(shape), generator=rng)
-            client.params[start:stop] = drawn.view(-1)
+        return super().select(round_, rng) if self.scored else [self.client]
 
     def aggregate(self, round_: int, uploads: Iterator[Upload]) -> bool | None:
         if self.scored:
             return super().aggregate(round_, uploads)
-
-        def decode(payload: bytes) -> Tensor:
-            return unpack_mask(payload, self.view.numel).float()
-
-        self.mask = self.server.average(uploads, decode, self.view.numel, minimum=1) > 0
+        self.mask = voted(self.context, uploads, self.view.numel)
         self.weights = self.pruned(self.weights, self.mask)
         self.scored = True
         return False
@@ -104,3 +82,33 @@ class SnipState(MaskedState):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.scored = state["scored"]
+
+
+class SnipClient(MaskedClient):
+    """The client's half: the first exchange of all asks for the mask."""
+
+    def __init__(self, config: Snip, context: FederationContext) -> None:
+        super().__init__(config, context)
+        self.config = config
+
+    def receive(self, client: Client, message: bytes) -> Work | Reply:
+        if client.round or client.exchange:
+            return super().receive(client, message)
+        received, _ = self.down.decode_mask(message)
+        client.load(received)
+        if self.config.saliency_init == "xavier":
+            self.draw(client)
+        batch = client.batches[0]
+        labels = np.unique(client.runtime.task.dataset.train.labels[batch], return_counts=True)
+        scores = self.view.gather(client.gradient(batch)) * self.view.gather(client.params)
+        return Reply(
+            pack_mask(top_k_mask(scores, kept(self.view.numel, self.config.sparsity))),
+            {f"scored_label/{label}": int(count) for label, count in zip(*labels, strict=True)},
+        )
+
+    def draw(self, client: Client) -> None:
+        """Draw Xavier-normal weights for the saliency pass."""
+        rng = client.torch_generator("saliency")
+        for (start, stop), shape in zip(self.view.spans, self.view.shapes, strict=True):
+            drawn = nn.init.xavier_normal_(torch.empty(shape), generator=rng)
+            client.params[start:stop] = drawn.view(-1)

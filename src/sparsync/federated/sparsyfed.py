@@ -17,10 +17,10 @@ from pydantic import PlainValidator, model_validator
 from torch import Tensor
 
 from sparsync.errors import UsageError
-from sparsync.federated.fedavg import FedAvgState
+from sparsync.federated.context import FederationContext, ServerContext
+from sparsync.federated.contract import Work
 from sparsync.federated.messages import chain_of
-from sparsync.federated.server import Server
-from sparsync.federated.top_k import TopK, TopKState
+from sparsync.federated.top_k import TopK, TopKClient, TopKServer
 from sparsync.randomness import torch_generator
 from sparsync.sparsity import (
     ActivationPruning,
@@ -38,16 +38,16 @@ from sparsync.strategies import STRATEGIES
 from sparsync.workers import Client
 
 
-def _exponent(given: Any) -> Any:
+def _exponent(value: Any) -> Any:
     """Check beta in one message: pydantic would have one for each type."""
-    if given in ("spectral", "spectral_network"):
-        return given
+    if value in ("spectral", "spectral_network"):
+        return value
     try:
-        beta = float(given)
+        beta = float(value)
     except (TypeError, ValueError):
         beta = math.nan
     if not 1 <= beta < math.inf:
-        raise ValueError(f"expected a number of at least 1, 'spectral' or 'spectral_network', got {given!r}")
+        raise ValueError(f"expected a number of at least 1, 'spectral' or 'spectral_network', got {value!r}")
     return beta
 
 
@@ -99,78 +99,116 @@ class SparsyFed(TopK):
                 "take payload=model, or float32"
             )
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        return SparsyFedState(self, server)
+    def sparsity_of(self, client: int | None = None) -> float:
+        return self.sparsity if client is None else (self.client_sparsity or {}).get(client, self.sparsity)
+
+    def make_server(self, context: ServerContext) -> SparsyFedServer:
+        return SparsyFedServer(self, context)
+
+    def make_client(self, context: FederationContext) -> SparsyFedClient:
+        return SparsyFedClient(self, context)
 
 
-class SparsyFedState(TopKState):
+class PowerExponent:
+    """The exponent of a model's re-parametrised entries.
+
+    Parameters
+    ----------
+    config : SparsyFed
+        A number, or how it is computed.
+    context : FederationContext
+        The model.
+
+    Attributes
+    ----------
+    view : ParamView
+        The re-parametrised entries.
+    """
+
+    def __init__(self, config: SparsyFed, context: FederationContext) -> None:
+        self.beta = config.beta
+        self.view = context.view("sparsyfed" if config.reparametrize_shortcuts else "feddip")
+
+    def __call__(self, omega: Tensor, rng: torch.Generator) -> float | Tensor:
+        """Return beta of a model's omega (d,), for all entries or each; spectral ones draw from a generator."""
+        if isinstance(self.beta, float):
+            return self.beta
+        flat = self.view.split(self.view.gather(omega))
+        layers = [part.view(shape) for part, shape in zip(flat, self.view.shapes, strict=True)]
+        if self.beta == "spectral_network":
+            return spectral_network_beta(layers, rng)
+        return self.view.expand(omega.new_tensor([spectral_beta(layer, rng) for layer in layers]))
+
+
+class SparsyFedServer(TopKServer):
     """The global model's omega (D,); it computes as `model` gives it."""
 
-    def __init__(self, config: SparsyFed, server: Server) -> None:
-        super().__init__(config, server)
+    def __init__(self, config: SparsyFed, context: ServerContext) -> None:
+        super().__init__(config, context)
         for number in config.client_sparsity or {}:
-            if not 0 <= number < server.clients:
-                raise UsageError(f"sparsyfed: client_sparsity of client {number}; there are 0 to {server.clients - 1}")
-        self.config = config
-        self.powered = self.view if config.reparametrize_shortcuts else server.view("feddip")
+            if not 0 <= number < context.clients:
+                raise UsageError(f"sparsyfed: client_sparsity of client {number}; there are 0 to {context.clients - 1}")
+        self.delta = config.payload == "delta"
+        self.exponent = PowerExponent(config, context)
+        parameters, view = self.weights[: self.view.total], self.exponent.view
+        view.scatter_(parameters, inverse_power(view.gather(parameters), self.beta()))  # the model starts as it was
+
+    def beta(self) -> float | Tensor:
+        """Return the exponent of the global model."""
+        return self.exponent(self.weights[: self.view.total], torch_generator(self.context.seed, "spectral"))
+
+    def decode(self, payload: bytes) -> Tensor:
+        model, d = super().decode(payload), self.view.total
+        if self.delta:
+            model[:d] += self.sent[:d]
+        return model
+
+    def model(self) -> Tensor:
+        """Return the model with theta for omega, (D,)."""
+        made, d, view = self.weights.clone(), self.view.total, self.exponent.view
+        view.scatter_(made[:d], power(view.gather(made[:d]), self.beta()))
+        return made
+
+
+class SparsyFedClient(TopKClient):
+    """The client's half: it trains omega, in a model that computes with theta."""
+
+    config: SparsyFed
+
+    def __init__(self, config: SparsyFed, context: FederationContext) -> None:
+        super().__init__(config, context)
+        self.exponent = PowerExponent(config, context)
         self.pruning: ActivationPruning | None = None
-        d = self.view.total
-        omega = inverse_power(self.powered.gather(self.weights[:d]), self.beta_of(self.weights))
-        self.powered.scatter_(self.weights[:d], omega)  # the model starts as it was
+        if config.activation_pruning:
+            names = self.exponent.view.names
+            self.pruning = ActivationPruning(context.module, names, threshold=config.act_threshold)
 
-    def beta_of(self, weights: Tensor, rng: torch.Generator | None = None) -> float | Tensor:
-        """Exponent of every re-parametrised entry, for a model's omega; spectral ones draw from a generator."""
-        if isinstance(self.config.beta, float):
-            return self.config.beta
-        flat = self.powered.split(self.powered.gather(weights[: self.view.total]))
-        layers = [part.view(shape) for part, shape in zip(flat, self.powered.shapes, strict=True)]
-        rng = rng or torch_generator(self.server.seed, "spectral")
-        if self.config.beta == "spectral_network":
-            return spectral_network_beta(layers, rng)
-        return self.powered.expand(weights.new_tensor([spectral_beta(layer, rng) for layer in layers]))
-
-    def sparsity_of(self, client: int) -> float:
-        return (self.config.client_sparsity or {}).get(client, self.sparsity)
-
-    def train(self, client: Client, received: Tensor) -> None:
-        """Take the local steps on omega, in a model that computes with theta."""
-        if self.config.activation_pruning and self.pruning is None:
-            threshold = self.config.act_threshold
-            self.pruning = ActivationPruning(client.module, self.powered.names, threshold=threshold)
+    def work(self, client: Client, received: Tensor) -> Work:
         if self.pruning:
             self.pruning.new_round()
+        start, d = received, self.view.total
         if client.number in (self.config.client_sparsity or {}) and client.round > 0:
-            self.prune(client)
-        beta = self.beta_of(client.params, client.torch_generator("spectral"))
-        client.train(transform=None if isinstance(beta, float) and beta == 1 else PowerTransform(self.powered, beta))
-        if self.pruning:
-            client.note({f"act_density/{name}": value for name, value in self.pruning.densities.items()})
+            start = self.pruned(received, client.number)
+        beta = self.exponent(start[:d].to(client.params), client.torch_generator("spectral"))
+        plain = isinstance(beta, float) and beta == 1
+        return Work(start, received, transform=None if plain else PowerTransform(self.exponent.view, beta))
 
-    def prune(self, client: Client) -> None:
-        """Prune what a client with a sparsity of its own has received."""
-        omega = self.view.gather(client.params)
-        mask = top_k_mask(omega, kept(self.view.numel, self.sparsity_of(client.number)))
-        self.view.scatter_(client.params, omega.where(mask, 0))
+    def pruned(self, model: Tensor, client: int) -> Tensor:
+        """Return a model (D,) as sparse as what a client with a sparsity of its own sends."""
+        omega, made = self.prunable(model), model.clone()
+        mask = top_k_mask(omega, kept(self.view.numel, self.config.sparsity_of(client)))
+        self.view.scatter_(made[: self.view.total], omega.where(mask, 0))
+        return made
+
+    def notes(self) -> dict[str, float]:
+        densities = self.pruning.densities if self.pruning else {}
+        return {f"act_density/{name}": value for name, value in densities.items()}
 
     def encode(self, model: Tensor, client: Client, received: Tensor) -> bytes:
         d = self.view.total
         if self.config.payload == "delta":
             model[:d] -= received[:d]  # what was pruned just now goes as minus what it was
         return super().encode(model, client, received)
-
-    def decode(self, payload: bytes) -> Tensor:
-        model, d = super().decode(payload), self.view.total
-        if self.config.payload == "delta":
-            model[:d] += self.sent[:d]
-        return model
-
-    def model(self) -> Tensor:
-        """Return the model with theta for omega, (D,)."""
-        made, d = self.weights.clone(), self.view.total
-        theta = power(self.powered.gather(made[:d]), self.beta_of(self.weights))
-        self.powered.scatter_(made[:d], theta)
-        return made
 
 
 class PowerTransform:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsync.federated.server import Server
+from sparsync.federated.context import ServerContext
 from sparsync.sparsity import ParamView, deactivated, iou, regrown
 from sparsync.workers.group import gather
 
@@ -22,15 +22,15 @@ class SupportWatch:
 
     Parameters
     ----------
-    server : Server
+    context : ServerContext
         Where numbers are noted.
     view : ParamView
         The prunable entries.
     """
 
-    def __init__(self, server: Server, view: ParamView) -> None:
-        self.server, self.view = server, view
-        self.every = max(1, -(-server.rounds // _SNAPSHOTS))
+    def __init__(self, context: ServerContext, view: ParamView) -> None:
+        self.context, self.view = context, view
+        self.every = max(1, -(-context.rounds // _SNAPSHOTS))
         self.supports: dict[int, Tensor] = {}  # by round, held as bits: every so many, and the last two
         self.clients: dict[int, Tensor] = {}
 
@@ -39,16 +39,16 @@ class SupportWatch:
         self.clients.clear()
         live = support != 0
         density = self.view.layer_density(live)
-        self.server.record(
+        self.context.record(
             down_density=density_of(live), **{f"layer_density/{name}": value for name, value in density.items()}
         )
         earlier = sorted(then for then in self.supports if then < round_)
         if earlier:
-            self.server.record(iou_rounds=iou(live, self._unpack(self.supports[earlier[-1]])))
+            self.context.record(iou_rounds=iou(live, self._unpack(self.supports[earlier[-1]])))
         if round_ % self.every == 0:
             compared = [then for then in earlier if then % self.every == 0]
             history = [[then + 1, iou(live, self._unpack(self.supports[then]))] for then in compared]
-            self.server.record(iou_history=[*history, [round_ + 1, 1.0]])
+            self.context.record(iou_history=[*history, [round_ + 1, 1.0]])
         self.supports[round_] = self._pack(live)
         for then in earlier[:-1]:
             if then % self.every:
@@ -62,7 +62,7 @@ class SupportWatch:
     def agreement(self) -> None:
         """Note how far the clients' supports agree: mean and minimum over pairs. All processes at once."""
         texts = gather(
-            self.server.group, {client: bits.numpy().tobytes().hex() for client, bits in self.clients.items()}
+            self.context.group, {client: bits.numpy().tobytes().hex() for client, bits in self.clients.items()}
         )
         self.clients.clear()
         masks = [
@@ -71,7 +71,7 @@ class SupportWatch:
         ]
         pairs = [iou(a, b) for i, a in enumerate(masks) for b in masks[:i]]
         if pairs:
-            self.server.record(iou_clients=float(np.mean(pairs)), iou_clients_min=min(pairs))
+            self.context.record(iou_clients=float(np.mean(pairs)), iou_clients_min=min(pairs))
 
     def _pack(self, live: Tensor) -> Tensor:
         return torch.from_numpy(np.packbits(live.numpy()))

@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sparsync.errors import UsageError
-from sparsync.federated.fedavg import FedAvgState
-from sparsync.federated.server import Server
-from sparsync.federated.top_k import TopK, TopKState
+from sparsync.federated.context import FederationContext
+from sparsync.federated.contract import Work
+from sparsync.federated.top_k import TopK, TopKClient
 from sparsync.shares import exact
 from sparsync.sparsity import ActivationPruning, ParamView, top_k_mask
 from sparsync.spec import config
@@ -52,35 +52,33 @@ class ZeroFL(TopK):
             raise ValueError(f"mask_ratio={self.mask_ratio} exceeds sparsity={self.sparsity}: uploads would be dense")
         return self
 
-    def serve(self, server: Server) -> FedAvgState:
-        """Begin a run."""
-        return ZeroFLState(self, server)
+    def sparsity_of(self, client: int | None = None) -> float:
+        return float(exact(self.sparsity) - exact(self.mask_ratio))
+
+    def make_client(self, context: FederationContext) -> ZeroFLClient:
+        return ZeroFLClient(self, context)
 
 
-class ZeroFLState(TopKState):
-    """The global model, (D,)."""
+class ZeroFLClient(TopKClient):
+    """The client's half: it trains with SWAT layers."""
 
-    def __init__(self, config: ZeroFL, server: Server) -> None:
-        super().__init__(config, server)
-        self.config = config
-        self.sparsity = float(exact(config.sparsity) - exact(config.mask_ratio))  # of uploads
-        names = server.view("feddip").names[1 if config.skip_first else 0 :]  # shortcuts stay ordinary layers
+    def __init__(self, config: ZeroFL, context: FederationContext) -> None:
+        super().__init__(config, context)
+        names = context.view("feddip").names[1 if config.skip_first else 0 :]  # shortcuts stay ordinary layers
         if not names:
             raise UsageError("zerofl: skip_first leaves nothing of a model of one layer; try skip_first=no")
-        self.swat = ParamView(server.vector.arena.layout.slots, names)
-        self.pruning: ActivationPruning | None = None
+        self.swat = ParamView(context.vector.arena.layout.slots, names)
+        self.sparsity = config.sparsity
+        self.pruning = ActivationPruning(
+            context.module, names, threshold=config.act_threshold, density=1 - exact(config.sparsity)
+        )
 
-    def train(self, client: Client, received: Tensor) -> None:
-        if self.pruning is None:
-            self.pruning = ActivationPruning(
-                client.module,
-                self.swat.names,
-                threshold=self.config.act_threshold,
-                density=1 - exact(self.config.sparsity),
-            )
+    def work(self, client: Client, received: Tensor) -> Work:
         self.pruning.new_round()
-        client.train(transform=SwatTransform(self.swat, self.config.sparsity))
-        client.note({f"act_density/{name}": value for name, value in self.pruning.densities.items()})
+        return Work(received, received, transform=SwatTransform(self.swat, self.sparsity))
+
+    def notes(self) -> dict[str, float]:
+        return {f"act_density/{name}": value for name, value in self.pruning.densities.items()}
 
 
 class SwatTransform:

@@ -1,6 +1,6 @@
 """Who learns: the layout and arena of models, local training, and the fleet."""
 
-from sparsync.workers.client import Client, ClientRuntime, LocalWork, ModelVector, Transform
+from sparsync.workers.client import Client, ClientRuntime, LocalWork, ModelVector, StepHook, Transform
 from sparsync.workers.fleet import Fleet, Model
 from sparsync.workers.group import Group, SeparateProcess, SingleProcess
 from sparsync.workers.layout import Arena, Layout
@@ -24,5 +24,6 @@ __all__ = [
     "ModelVector",
     "SeparateProcess",
     "SingleProcess",
+    "StepHook",
     "Transform",
 ]

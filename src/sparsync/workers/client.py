@@ -33,6 +33,10 @@ class Transform(Protocol):
         """Turn the gradient by the effective parameters into the one by the raw ones, in place, (d,)."""
 
 
+StepHook = Callable[[Tensor, Tensor], object]
+"""Gets parameters and gradient of a step, (d,) each, before the optimiser does; may change the gradient in place."""
+
+
 @dataclass(frozen=True)
 class LocalWork:
     """How much a selected client trains, and how: the same for all.
@@ -163,8 +167,8 @@ class Client:
         Factor of the round on the optimiser's learning rate.
     runtime : ClientRuntime
         Where it trains.
-    report : dict
-        Numbers that the strategy notes of this client's round, for the history.
+    exchange : int
+        Which exchange of that round, counted from 0.
     memory : dict
         What it keeps from round to round, for strategies that are `stateful`. A change lasts if the server accepts the
         upload that goes with it, so entries are replaced, never changed in place.
@@ -178,7 +182,7 @@ class Client:
     round: int
     rate: float
     runtime: ClientRuntime
-    report: dict[str, float] = field(default_factory=dict)
+    exchange: int = 0
     memory: dict[str, Any] = field(init=False)
     steps: int = 0
     loss_sum: float = 0.0
@@ -205,7 +209,7 @@ class Client:
 
     @property
     def grad(self) -> Tensor:
-        """Gradient of the current step, (d,), in place: what `before_step` may change."""
+        """Gradient of the current step, (d,), in place."""
         return self.runtime.arena.grads[0]
 
     @property
@@ -269,7 +273,7 @@ class Client:
         steps: range | None = None,
         *,
         transform: Transform | None = None,
-        before_step: Callable[[], object] | None = None,
+        before_step: StepHook | None = None,
     ) -> None:
         """Take the round's local steps, or only those of a range of them.
 
@@ -281,8 +285,8 @@ class Client:
             Which of the round's steps, for strategies that do something in between.
         transform : Transform, optional
             The effective weights that the model computes with.
-        before_step : callable, optional
-            Called when a step has its gradient; may change `grad`.
+        before_step : StepHook, optional
+            Called when a step has its gradient.
         """
         runtime, learner = self.runtime, self.runtime.learner
         raw, grad = runtime.raw.data, self.grad
@@ -304,7 +308,7 @@ class Client:
                 if transform is not None:
                     transform.gradient(raw, grad)
                 if before_step is not None:
-                    before_step()
+                    before_step(raw, grad)
                 runtime.optimizer.step()
                 self.steps += 1
                 self.loss_sum += loss
@@ -358,9 +362,5 @@ class Client:
             some = steps[start : start + each]
             indices = [self.batches[step] for step in some]
             inputs, labels = train.batch(np.concatenate(indices), learner.dtype, learner.device)
-            sizes = [len(own) for own in indices]
+            sizes = [len(batch) for batch in indices]
             yield from zip(some, inputs.split_with_sizes(sizes), labels.split_with_sizes(sizes), strict=True)
-
-    def note(self, numbers: Mapping[str, float]) -> None:
-        """Add numbers of this client's round to the history."""
-        self.report.update(numbers)

@@ -1,4 +1,4 @@
-"""The server's side of a federation, as a strategy sees it: who there is, the first model, and means of uploads."""
+"""What the two sides of a federation know, as a strategy sees it; and the server's means of uploads."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class TooFewUploads(SparsyncError):
     """Fewer clients than a round needs have sent something valid; the server's state is as before the round."""
 
 
-class Server:
-    """What every process knows of a federation. All compute the same from it, each with the uploads of its clients.
+class FederationContext:
+    """What every site of a federation knows, clients too: the model's shape and the settings.
 
     Parameters
     ----------
@@ -52,16 +52,51 @@ class Server:
         Shape of a model; its row holds the first one.
     module : nn.Module
         The model, for its layers.
-    samples : sequence of int, (N,)
-        Samples per client.
     settings : Federation
         Rounds, cohorts and weights.
-    batch_size : int
-        Samples per local batch.
     classes : int
         Labels of the task.
     seed : int
         Seed of the run.
+
+    Attributes
+    ----------
+    exact : ExactState
+        What models hold that is no float32 number.
+    """
+
+    def __init__(
+        self, vector: ModelVector, module: nn.Module, settings: Federation, *, classes: int = 10, seed: int = 0
+    ) -> None:
+        self.vector, self.module, self.settings, self.seed = vector, module, settings, seed
+        self.classes = classes
+        self.exact = ExactState(vector.arena)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the whole run, T: what schedules are stretched over."""
+        return self.settings.rounds
+
+    def view(self, rule: str = "sparsyfed") -> ParamView:
+        """Return the prunable parameters of the model by a named rule."""
+        return ParamView(self.vector.arena.layout.slots, prunable_names(self.module, rule))
+
+    def generator(self, purpose: str, *index: int) -> np.random.Generator:
+        """Return the generator that all sites share for a purpose, and further coordinates such as the round."""
+        return generator(self.seed, purpose, SHARED, *index)
+
+
+class ServerContext(FederationContext):
+    """What the server knows besides: all clients. Every process computes the same, each with its clients' uploads.
+
+    Parameters
+    ----------
+    vector, module, settings, classes, seed
+        As of `FederationContext`.
+    samples : sequence of int, (N,)
+        Samples per client.
+    batch_size : int
+        Samples per local batch.
     joined : bool
         Whether clients join a last batch of one sample to the batch before it. Default: no.
     group : Group
@@ -69,8 +104,6 @@ class Server:
 
     Attributes
     ----------
-    exact : ExactState
-        What models hold that is no float32 number.
     cohort : int
         Clients per round.
     initial : Tensor, (D,)
@@ -98,9 +131,8 @@ class Server:
         joined: bool = False,
         group: Group | None = None,
     ) -> None:
-        self.vector, self.module, self.settings, self.seed = vector, module, settings, seed
-        self.batch_size, self.classes, self.joined = batch_size, classes, joined
-        self.exact = ExactState(vector.arena)
+        super().__init__(vector, module, settings, classes=classes, seed=seed)
+        self.batch_size, self.joined = batch_size, joined
         self.group: Group = group or SingleProcess()
         self.samples = np.asarray(samples, np.int64)
         self.cohort = settings.cohort_of(len(self.samples))
@@ -113,19 +145,6 @@ class Server:
     def clients(self) -> int:
         """Number of clients, N."""
         return len(self.samples)
-
-    @property
-    def rounds(self) -> int:
-        """Rounds of the whole run, T: what schedules are stretched over."""
-        return self.settings.rounds
-
-    def view(self, rule: str = "sparsyfed") -> ParamView:
-        """Return the prunable parameters of the model by a named rule."""
-        return ParamView(self.vector.arena.layout.slots, prunable_names(self.module, rule))
-
-    def generator(self, purpose: str, *index: int) -> np.random.Generator:
-        """Return the generator of a purpose on the server, and of further coordinates such as the round."""
-        return generator(self.seed, purpose, SHARED, *index)
 
     def sample(self, rng: np.random.Generator, number: int | None = None, without: Collection[int] = ()) -> list[int]:
         """Select a cohort, without replacement, by the federation's settings.
@@ -165,6 +184,7 @@ class Server:
         numel: int,
         minimum: int | None = None,
         discount: Callable[[Upload], float] | None = None,
+        observe: Callable[[Upload, Tensor], None] | None = None,
     ) -> Tensor:
         """Weighted mean of what valid uploads decode to, taken as they come: one vector is held, not a cohort's.
 
@@ -182,6 +202,8 @@ class Server:
             Valid uploads needed. Default: the federation's.
         discount : callable, optional
             Factor on what an upload decodes to; the mean's divisor is without it. Default: none.
+        observe : callable, optional
+            Gets every valid upload and the vector that it decodes to.
 
         Returns
         -------
@@ -203,6 +225,8 @@ class Server:
             except PayloadError as error:
                 refused[upload.client] = str(error)
                 continue
+            if observe is not None:
+                observe(upload, x)
             weight = self.weight(upload.client)
             discounted = weight if discount is None else weight * discount(upload)
             sums[:numel].add_(x, alpha=discounted)

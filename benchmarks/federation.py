@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsync.engines import Budget, LocalClients, PaceAction, RoundLoop
+from sparsync.engines import Budget, LocalFederatedClients, PaceAction, RoundLoop
 from sparsync.federated import FedAvg, Federation, FederationContext, ServerContext
 from sparsync.system import Profile
 from sparsync.task import Task, from_arrays, partition
@@ -49,7 +49,7 @@ def federation(task: Task, parts: list[Indices], **settings: object) -> tuple[Ro
     )
     context = ServerContext(runtime.vector, module, [len(part) for part in parts], said)
     site = FederationContext(runtime.vector, module, said)
-    clients = LocalClients(FedAvg().make_client(site), site, runtime)
+    clients = LocalFederatedClients(FedAvg().make_client(site), site, runtime)
     budget = Budget(said.rounds, said.eval_every)
     server = FedAvg().make_server(context)
     return RoundLoop(context, server, clients, runtime, task, budget, Profile(), lambda _: None), runtime

@@ -17,9 +17,9 @@ from torch import nn
 from sparsync.engines import (
     AsyncRoundLoop,
     Budget,
-    Clients,
     EpochLoop,
-    LocalClients,
+    FederatedClients,
+    LocalFederatedClients,
     PaceAction,
     PeerLoop,
     Progress,
@@ -31,7 +31,7 @@ from sparsync.experiment import Experiment
 from sparsync.federated import AsynchronousServer, FederatedStrategy, FederationContext, ServerContext
 from sparsync.identity import common
 from sparsync.peers import HADFL, PeerStrategy
-from sparsync.split import Clients, LocalClients, SplitStrategy, SplitTrainer, default_cut, split_at
+from sparsync.split import LocalSplitClients, SplitClients, SplitStrategy, SplitTrainer, default_cut, split_at
 from sparsync.system import System
 from sparsync.task import Task, total_flops
 from sparsync.wire import TOPOLOGIES, Dense, Ledger
@@ -100,7 +100,7 @@ class SeedSetting:
     parts: list[Indices]
     seed: int
     group: Group
-    clients: Callable[[SplitTrainer], Clients] = LocalClients  # of split strategies
+    split_clients: Callable[[SplitTrainer], SplitClients] = LocalSplitClients
     membership: Membership | None = None  # where devices call, if HADFL's are other processes
 
     @property
@@ -210,14 +210,16 @@ class SeedSetting:
         work = said.federation.local_work(said.batch_size)
         return ClientRuntime(arena, self.task, module, self.parts, work, seed)
 
-    def clients(self, strategy: FederatedStrategy, runtime: ClientRuntime) -> LocalClients:
+    def clients(self, strategy: FederatedStrategy, runtime: ClientRuntime) -> LocalFederatedClients:
         """Return the clients of a federated strategy, who train in this process."""
         settings, classes = self.experiment.federation, self.task.dataset.classes
         module = runtime.learner.bound.module
         context = FederationContext(runtime.vector, module, settings, classes=classes, seed=self.seed)
-        return LocalClients(strategy.make_client(context), context, runtime)
+        return LocalFederatedClients(strategy.make_client(context), context, runtime)
 
-    def rounds(self, strategy: FederatedStrategy, clients: Clients, runtime: ClientRuntime, emit: Emit) -> RoundLoop:
+    def rounds(
+        self, strategy: FederatedStrategy, clients: FederatedClients, runtime: ClientRuntime, emit: Emit
+    ) -> RoundLoop:
         """Return the loop of a federated strategy's server, whose clients may be anywhere."""
         said, settings = self.experiment, self.experiment.federation
         context = ServerContext(
@@ -261,7 +263,7 @@ class SeedSetting:
             batch_size=said.batch_size,
             device=said.device,
             dtype=self.dtype,
-            clients=self.clients,
+            clients=self.split_clients,
         )
 
 

@@ -28,7 +28,7 @@ from sparsync.progress import tell
 from sparsync.records import Records
 from sparsync.run import StrategyRun, Watcher
 from sparsync.settings import read
-from sparsync.split import Clients, LocalClients, SplitStrategy, SplitTrainer
+from sparsync.split import LocalSplitClients, SplitClients, SplitStrategy, SplitTrainer
 from sparsync.storage import locked, read_bytes, read_json, remove, write_json, write_text
 from sparsync.task import Dataset, Task, counts, load_dataset, partition
 from sparsync.workers import Group, SingleProcess
@@ -202,7 +202,7 @@ def _session(group: Group, order: ProcessOrder) -> None:
     _begin(order, task, group)
     timed = experiment if order.membership else _timed(experiment, order.folder, task, group)
     if group.size == 1 or not _served(experiment):
-        _compare(group, order, timed, task, lambda *_: LocalClients)
+        _compare(group, order, timed, task, lambda *_: LocalSplitClients)
         group.barrier()
         return
     links, inbox = rendezvous(group, experiment.workers)
@@ -319,7 +319,7 @@ def _compare(
     order: ProcessOrder,
     experiment: Experiment,
     task: Task,
-    clients: Callable[[int, Callable[[], bool]], Callable[[SplitTrainer], Clients]],
+    clients: Callable[[int, Callable[[], bool]], Callable[[SplitTrainer], SplitClients]],
 ) -> None:
     """Train every strategy with every seed, unless that has been done.
 

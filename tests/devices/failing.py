@@ -155,7 +155,7 @@ class Watched(Device):
         return super()._receive(order, tag, numel)
 
     def _lives(self, peer: DeviceAddress, seconds: float) -> bool:
-        return super()._lives(peer, GIVEN_UP)  # who is busy answers late, and a process that has ended closes its connections
+        return super()._lives(peer, GIVEN_UP)  # a busy device answers late, an ended process closes
 
     def _agreed(self, order: RingStart, mean: Tensor) -> bool:
         agreed = super()._agreed(order, mean)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from processes import GIVEN_UP
-from sparsync.engines import AsyncRoundLoop, Budget, LocalClients, PaceAction, RoundLoop
+from sparsync.engines import AsyncRoundLoop, Budget, LocalFederatedClients, PaceAction, RoundLoop
 from sparsync.engines.shared import SharedMemory
 from sparsync.federated import AsynchronousServer, Federation, FederationContext, ServerContext
 from sparsync.strategies import STRATEGIES
@@ -94,7 +94,7 @@ def federation(blobs: Dataset) -> Make:
         lines: list[dict[str, Any]] = []
         state = strategy.make_server(server)
         site = FederationContext(runtime.vector, module, said, classes=task.dataset.classes, seed=seed)
-        clients = LocalClients(strategy.make_client(site), site, runtime)
+        clients = LocalFederatedClients(strategy.make_client(site), site, runtime)
         budget = Budget(said.rounds, said.eval_every, target)
         kind = AsyncRoundLoop if isinstance(state, AsynchronousServer) else RoundLoop
         loop = kind(server, state, clients, runtime, task, budget, profile or Profile(), lines.append)

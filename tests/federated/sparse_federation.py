@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsync.engines import LocalClients
+from sparsync.engines import LocalFederatedClients
 from sparsync.federated import Federation, FederationContext, ServerContext, Upload
 from sparsync.randomness import generator
 from sparsync.strategies import STRATEGIES
@@ -113,7 +113,7 @@ class Small:
         self.config = STRATEGIES.build(strategy) if isinstance(strategy, str) else strategy
         self.state = self.config.make_server(self.server)
         site = FederationContext(self.runtime.vector, self.module, said, classes=self.task.dataset.classes, seed=seed)
-        self.clients = LocalClients(self.config.make_client(site), site, self.runtime)
+        self.clients = LocalFederatedClients(self.config.make_client(site), site, self.runtime)
         self.exchanges = 0
         self.within = 0  # exchanges of the current round
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from processes import FORKED, GIVEN_UP
 from sparsync.assembly import SeedSetting
-from sparsync.engines import Envelope, LocalClients, PaceAction, RoundLoop
+from sparsync.engines import Envelope, LocalFederatedClients, PaceAction, RoundLoop
 from sparsync.experiment import Experiment, import_modules
 from sparsync.federated import FederatedStrategy
 from sparsync.task import Task, load_dataset, partition
@@ -49,7 +49,7 @@ class RemoteClients:
         raise NotImplementedError("memories lie with the clients")
 
 
-def answer(connection: Connection, clients: LocalClients) -> None:
+def answer(connection: Connection, clients: LocalFederatedClients) -> None:
     """Let clients do what comes through a pipe, until it is closed."""
     while (frame := connection.recv_bytes())[:1] != CLOSE:
         if frame[:1] == SETTLE:

@@ -1,7 +1,7 @@
 """Where a run takes place: in this process, or in several over torch.distributed."""
 
 from sparsync.engines.asynchronous import AsyncRoundLoop
-from sparsync.engines.clients import Clients, Envelope, LocalClients
+from sparsync.engines.clients import Envelope, FederatedClients, LocalFederatedClients
 from sparsync.engines.epochs import EpochLoop
 from sparsync.engines.evaluation import Budget, Progress
 from sparsync.engines.loop import PeerLoop
@@ -12,10 +12,10 @@ from sparsync.engines.rounds import RoundLoop
 __all__ = [
     "AsyncRoundLoop",
     "Budget",
-    "Clients",
     "Envelope",
     "EpochLoop",
-    "LocalClients",
+    "FederatedClients",
+    "LocalFederatedClients",
     "Pace",
     "PaceAction",
     "PeerLoop",

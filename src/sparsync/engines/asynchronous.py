@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsync.engines.clients import Clients, Envelope
+from sparsync.engines.clients import Envelope, FederatedClients
 from sparsync.engines.evaluation import Budget
 from sparsync.engines.rounds import RoundLoop
 from sparsync.errors import UsageError
@@ -60,7 +60,7 @@ class AsyncRoundLoop(RoundLoop):
         self,
         context: ServerContext,
         strategy: AsynchronousServer,
-        clients: Clients,
+        clients: FederatedClients,
         runtime: ClientRuntime,
         task: Task,
         budget: Budget,

@@ -33,7 +33,7 @@ class Envelope:
     exchange: int = 0
 
 
-class Clients(Protocol):
+class FederatedClients(Protocol):
     """Clients that a loop can reach.
 
     Attributes
@@ -63,7 +63,7 @@ class Clients(Protocol):
         """Continue from a checkpoint."""
 
 
-class LocalClients:
+class LocalFederatedClients:
     """Clients that train in this process, one after the other.
 
     Parameters

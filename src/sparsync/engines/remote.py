@@ -32,7 +32,7 @@ from sparsync.errors import Interrupted, PayloadError, UsageError
 from sparsync.split import BatchComposition, SplitTrainer
 from sparsync.split.batch import CutTensors
 from sparsync.split.channel import Delivery
-from sparsync.split.clients import Booleans, Clients
+from sparsync.split.clients import Booleans, SplitClients
 from sparsync.split.schedule import Floats, Ints, Schedule
 from sparsync.task import evaluating
 from sparsync.transport import Connection, ConnectionLost
@@ -41,7 +41,7 @@ from sparsync.wire import unpack_parcel
 _LOOK_UP = 0.2  # seconds of waiting for a client, until the server looks whether it is to stop
 
 
-class RemoteClients(Clients):
+class RemoteClients(SplitClients):
     """The clients of a trainer that are connected to its process.
 
     Parameters

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from sparsync.engines.clients import Clients, Envelope
+from sparsync.engines.clients import Envelope, FederatedClients
 from sparsync.engines.evaluation import Budget, Progress, emit_pieces, evaluate, overall
 from sparsync.engines.pace import PaceAction
 from sparsync.errors import SparsyncError
@@ -42,7 +42,7 @@ class RoundLoop:
         What the server knows of the federation.
     strategy : FederatedServer
         The server's half of the strategy.
-    clients : Clients
+    clients : FederatedClients
         Those that this process plays, or reaches.
     runtime : ClientRuntime
         Where the global model is evaluated.
@@ -63,7 +63,7 @@ class RoundLoop:
         self,
         context: ServerContext,
         strategy: FederatedServer,
-        clients: Clients,
+        clients: FederatedClients,
         runtime: ClientRuntime,
         task: Task,
         budget: Budget,

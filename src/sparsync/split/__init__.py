@@ -2,7 +2,7 @@
 
 from sparsync.split.batch import BatchComposition, NoClientAnswered
 from sparsync.split.centralised import Centralised
-from sparsync.split.clients import Clients, LocalClients
+from sparsync.split.clients import LocalSplitClients, SplitClients
 from sparsync.split.contract import SplitState, SplitStrategy
 from sparsync.split.cut import Cut, cuts, default_cut, split_at
 from sparsync.split.fixed import fls, fpls
@@ -19,11 +19,11 @@ __all__ = [
     "SAMPLERS",
     "BatchComposition",
     "Centralised",
-    "Clients",
     "Cut",
-    "LocalClients",
+    "LocalSplitClients",
     "NoClientAnswered",
     "Schedule",
+    "SplitClients",
     "SplitFed",
     "SplitSettings",
     "SplitState",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Booleans = npt.NDArray[np.bool_]
 
 
-class Clients(ABC):
+class SplitClients(ABC):
     """What a trainer asks of its clients, wherever they are; what only crosses a network does nothing by default.
 
     Parameters
@@ -111,7 +111,7 @@ class Clients(ABC):
         """Clients go on from the checkpoint that the trainer has loaded."""
 
 
-class LocalClients(Clients):
+class LocalSplitClients(SplitClients):
     """Clients in the trainer's process, whose bottoms are its rows."""
 
     def delays(self, *, measured: bool) -> Floats:

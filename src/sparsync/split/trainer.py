@@ -1,4 +1,4 @@
-"""The trainer of a cut model: the server with the top half, and its `Clients`, each with a bottom and its own samples.
+"""The trainer of a cut model: the server with the top half, and its `SplitClients`, each with a bottom and samples.
 
 The protocol is written here, wherever the clients are. What is sent is booked and timed message by message, and what a
 codec loses is lost; between processes everything is encoded, in one process only what would not arrive as it was sent.
@@ -19,7 +19,7 @@ from sparsync.errors import DivergedError, PayloadError, SparsyncError, UsageErr
 from sparsync.randomness import SHARED, generator, torch_seed
 from sparsync.split.batch import BatchComposition, CutTensors, NoClientAnswered
 from sparsync.split.channel import Channel, Delivery, message_bytes
-from sparsync.split.clients import Clients, LocalClients
+from sparsync.split.clients import LocalSplitClients, SplitClients
 from sparsync.split.costs import SplitCosts, StepTimes
 from sparsync.split.cut import Cut
 from sparsync.split.model_part import ModelPart
@@ -89,7 +89,7 @@ class SplitTrainer:
         Clients that have been given up, and why: only where they are processes of their own.
     batch_classes : array of int64, (M,)
         Samples of each class in it.
-    port : Clients
+    port : SplitClients
         Through which the trainer reaches its clients.
     notes : dict
         What the strategy would like the history to have of the schedule that it has just composed.
@@ -111,7 +111,7 @@ class SplitTrainer:
         batch_size: int = 32,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        clients: Callable[[SplitTrainer], Clients] = LocalClients,
+        clients: Callable[[SplitTrainer], SplitClients] = LocalSplitClients,
     ) -> None:
         self.task, self.module, self.cut, self.parts, self.settings, self.seed = (
             task,

@@ -52,6 +52,7 @@ def signal_parent(group: Group, folder: Path) -> None:
     group.barrier()
 
 
+@pytest.mark.spawned  # whose parent is the process that waits
 def test_a_request_to_the_process_that_waits_reaches_the_one_that_decides(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_GRACE", 0.0)
     with pytest.raises(Interrupted, match="saved"):

@@ -91,7 +91,7 @@ def test_a_killed_client_is_left_out_and_named(tmp_path, programs, written):
     assert held[[0, 2]].sum() <= used[lost["epoch"]] <= held.sum()
     assert (used[lost["epoch"] + 1 :] == held[[0, 2]].sum()).all()
     (result,) = json.loads((folder / "summary.json").read_text())["results"]
-    assert result["epochs"] == 60
+    assert result["epochs"] == 20
     assert result["error"] is None
 
 

@@ -196,7 +196,7 @@ def test_export_leaves_other_parametrizations():
 def test_only_the_named_weights():
     module = reparametrize(net(), 1.5, ["4.weight"])
     assert isinstance(module[4].parametrizations.weight[0], PowerParametrization)
-    assert repr(module[4].parametrizations.weight[0]) == "Power(beta=1.5)"
+    assert repr(module[4].parametrizations.weight[0]) == "PowerParametrization(beta=1.5)"
     assert not parametrize.is_parametrized(module[0])
 
 

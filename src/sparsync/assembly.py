@@ -125,7 +125,9 @@ class SeedSetting:
         if isinstance(strategy, SplitStrategy):
             return self._epochs(strategy, emit)
         name = type(strategy).__name__
-        raise UsageError(f"{name}: a strategy has start(fleet) or split(site), or is a FederatedStrategy; make it one")
+        raise UsageError(
+            f"{name}: a strategy has start(fleet) or split(trainer), or is a FederatedStrategy; make it one"
+        )
 
     def _peers(self, strategy: PeerStrategy, emit: Emit) -> PeerLoop:
         fleet, training = self._fleet(self.group)

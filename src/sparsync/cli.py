@@ -220,9 +220,9 @@ def coordinate(
     from sparsync import comparison, deployment
 
     made, _ = deployment.only(made, strategy)
-    site = deployment.DeploymentSettings(port, begin_with, heartbeat_timeout, patience, here, slowdown)
+    settings = deployment.DeploymentSettings(port, begin_with, heartbeat_timeout, patience, here, slowdown)
     with _folder(out, experiment.stem) as folder:
-        _finish([(folder, deployment.coordinate(made, folder, site, watch=comparison.watch, tell=_say))], draw)
+        _finish([(folder, deployment.coordinate(made, folder, settings, watch=comparison.watch, tell=_say))], draw)
 
 
 @app.command()

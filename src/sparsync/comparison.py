@@ -68,7 +68,7 @@ def compare(
     membership: Membership | None = None,
     around: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 (it holds nothing)
 ) -> dict[str, Any]:
-    """Run an experiment in a new folder, and return its summary; HADFL, if there is a board, with those who call.
+    """Run an experiment in a new folder, and return its summary; HADFL, if there is a membership, with its devices.
 
     What goes on `around` the run is entered once the folder is this process's own.
 

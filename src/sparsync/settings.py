@@ -10,7 +10,7 @@ from typing import Any
 
 from sparsync import catalogue
 from sparsync.errors import UsageError
-from sparsync.spec import is_code, unknown
+from sparsync.spec import is_code, shown, unknown
 from sparsync.storage import reading
 
 _MOST_BYTES = 1 << 24  # of an experiment file
@@ -95,17 +95,18 @@ def assigned(text: str) -> tuple[str, str, Any]:
     *outer, key = name.strip().split(".")
     table = ".".join(outer)
     if not equals:
-        raise UsageError(f"--set {text}: expected KEY=VALUE, as in split.epochs=5")
+        raise UsageError(f"--set {shown(text)}: expected KEY=VALUE, as in split.epochs=5")
     keys = catalogue.settings()
     if table not in keys:
-        raise UsageError(f"--set {text}: {unknown('table', table, [name for name in keys if name])}")
+        raise UsageError(f"--set {shown(text)}: {unknown('table', table, [name for name in keys if name])}")
     if key not in keys[table] or (not table and key in keys):
         valid = [name for name in keys[table] if table or name not in keys]
-        raise UsageError(f"--set {text}: {unknown(f'[{table}] key' if table else 'key', key, valid)}")
+        raise UsageError(f"--set {shown(text)}: {unknown(f'[{table}] key' if table else 'key', key, valid)}")
     try:
-        return table, key, tomllib.loads(f"value = {value}")["value"]
-    except ValueError:  # no TOML, or a number of thousands of digits
-        return table, key, value.strip()
+        parsed = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits; nested too deeply
+        parsed = {}
+    return table, key, parsed["value"] if parsed.keys() == {"value"} else value.strip()
 
 
 def override(settings: dict[str, Any], values: Mapping[tuple[str, str], Any]) -> None:

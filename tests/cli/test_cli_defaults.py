@@ -128,6 +128,9 @@ def test_set_overrides_a_file_and_what_it_says_instead(made, tmp_path):
         ("split.epochs=many", "split.epochs"),
         ("steps=" + "9" * 5000, "steps"),
         ("=3", "unknown key ''"),
+        ("steps=1\nworkers = 2", "steps"),
+        ("strategies=" + "[" * 5000, "strategies"),
+        ("stepps" * 1000 + "=3", "..."),
         ("profile.outages.worker=3", "unknown table 'profile.outages'"),
     ],
 )

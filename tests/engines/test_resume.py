@@ -12,7 +12,7 @@ import pytest
 
 from processes import Program
 
-SETTING = "compare --no-report --workers 6 --steps 120 --eval-every 5 --save-seconds 0.05 --optimizer adam"
+SETTING = "compare --no-report --workers 6 --steps 300 --eval-every 10 --save-seconds 0.05 --optimizer adam"
 ARGUMENTS = [
     *SETTING.split(),
     *("--model", "mlp:hidden=32", "--partition", "dirichlet:alpha=0.5"),

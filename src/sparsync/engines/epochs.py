@@ -211,7 +211,7 @@ class EpochLoop:
         """Everything that a run of the same experiment needs to go on with the same bits."""
         rest = self.schedule
         return {
-            "site": self.trainer.state_dict(),
+            "trainer": self.trainer.state_dict(),
             "strategy": self.strategy.state_dict(),
             "progress": asdict(self.progress),
             "losses": list(self.losses),
@@ -224,7 +224,7 @@ class EpochLoop:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.trainer.load_state_dict(state["site"])
+        self.trainer.load_state_dict(state["trainer"])
         self.strategy.load_state_dict(state["strategy"])
         self.progress = Progress(**state["progress"])
         self.losses = list(state["losses"])

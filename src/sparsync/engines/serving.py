@@ -101,7 +101,7 @@ class ClientService:
 
 
 class _RemoteClient:
-    """One client in a run, whose bottom is a row of its site's."""
+    """One client in a run, whose bottom is a row of its trainer's."""
 
     def __init__(self, trainer: SplitTrainer, number: int, row: int, opening: RunOpening) -> None:
         self.trainer, self.number, self.row = trainer, number, row

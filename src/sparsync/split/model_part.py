@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from sparsync.workers import OPTIMIZERS, Arena
 from sparsync.workers.layout import BoundModule
+from sparsync.workers.optimizers import restore_state
 
 
 class ModelPart:
@@ -82,7 +83,7 @@ class ModelPart:
         i = self.of(row)
         self.arena.params[i].copy_(params)
         self.arena.buffers[i].copy_(buffers)
-        self.optimizer.state[self._flat[i]] = {name: value.to(self.grads.device) for name, value in momentum.items()}
+        restore_state(self.optimizer, self._flat[i], momentum)
 
     def state_dict(self) -> dict[str, Any]:
         """Return rows and optimiser states, for a checkpoint."""
@@ -101,7 +102,5 @@ class ModelPart:
         arena.buffers.copy_(state["buffers"])
         for rows, kept in zip(arena.others, state["others"], strict=True):
             rows.copy_(kept)
-        for flat, own in zip(self._flat, state["optimizers"], strict=True):
-            self.optimizer.state[flat] = {
-                name: value.to(flat.device) if isinstance(value, Tensor) else value for name, value in own.items()
-            }
+        for flat, momentum in zip(self._flat, state["optimizers"], strict=True):
+            restore_state(self.optimizer, flat, momentum)

@@ -19,7 +19,7 @@ from sparsync.randomness import generator, torch_generator
 from sparsync.task import Task, evaluating
 from sparsync.workers.batches import Indices, LocalPasses
 from sparsync.workers.layout import Arena
-from sparsync.workers.optimizers import OPTIMIZERS
+from sparsync.workers.optimizers import OPTIMIZERS, restore_state
 from sparsync.workers.training import Learner
 
 
@@ -224,11 +224,7 @@ class Client:
 
     @momentum.setter
     def momentum(self, state: Mapping[str, Any]) -> None:
-        raw = self.runtime.raw
-        self.runtime.optimizer.state[raw] = {
-            name: value.to(raw.device, copy=True) if isinstance(value, Tensor) else value
-            for name, value in state.items()
-        }
+        restore_state(self.runtime.optimizer, self.runtime.raw, state)
 
     def forget_momentum(self) -> None:
         """Let its optimiser start afresh, as after a change of what is trained."""

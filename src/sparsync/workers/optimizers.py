@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsync.errors import UsageError
 from sparsync.spec import Registry, Spec, parse
+
+
+def restore_state(optimizer: Optimizer, row: nn.Parameter, state: Mapping[str, Any]) -> None:
+    """Give an optimiser the state that it once had for a row, in tensors of its own, where the row is."""
+    optimizer.state[row] = {
+        name: value.to(row.device, copy=True) if isinstance(value, Tensor) else value for name, value in state.items()
+    }
 
 
 class Optimizers(Registry[Optimizer]):

@@ -17,7 +17,7 @@ from sparsync.task import Task
 from sparsync.workers.batches import Batches
 from sparsync.workers.fleet import Fleet
 from sparsync.workers.layout import Arena, BoundModule
-from sparsync.workers.optimizers import OPTIMIZERS
+from sparsync.workers.optimizers import OPTIMIZERS, restore_state
 from sparsync.workers.schedules import SCHEDULES
 
 _FETCH = 512  # samples gathered at a time: one call for many small batches, without holding everybody's
@@ -205,10 +205,7 @@ class LocalTraining:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
-        for worker, steps, own in zip(self.workers, state["steps"], state["optimizers"], strict=True):
+        for worker, steps, momentum in zip(self.workers, state["steps"], state["optimizers"], strict=True):
             worker.steps = steps
-            self.optimizer.state[worker.row] = {
-                name: value.to(self.learner.device) if isinstance(value, Tensor) else value
-                for name, value in own.items()
-            }
+            restore_state(self.optimizer, worker.row, momentum)
         self.loss_sum, self.loss_count = state["losses"]

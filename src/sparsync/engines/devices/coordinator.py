@@ -292,7 +292,7 @@ class Coordinator:
         self.available[:] = False  # who leaves now is not lost
         for number in list(self._registered):
             self._tell(number, EndTraining())
-        self._wait(lambda: not self._registered, _PING)  # they hang up
+        self._wait(lambda: not self._registered, _PING)  # they close their connections
         if self._evaluation is not None:
             self._evaluation.join()
         self._note_evaluations()
